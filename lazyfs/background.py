@@ -1,0 +1,48 @@
+"""Going to the background: the shell gets its prompt back when the work is ready, or has failed."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+Ready = Callable[[], None]
+
+
+def run_in_background(work: Callable[[Ready], int]) -> int:
+    """Run ``work`` in a session of its own; returns the exit code for the shell.
+
+    ``work`` calls its argument once, when it is ready: the caller then returns 0 and the work goes
+    on without a terminal. If it ends before that, its own exit code is returned. Until then it
+    shares our stderr.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_daemon(work, writer)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        if pipe.read(1):
+            return 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+
+    def ready() -> None:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(nothing, standard)
+        os.close(nothing)
+        os.write(writer, b"1")
+        os.close(writer)
+
+    code = 1
+    try:
+        code = work(ready)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,1 @@
+"""What of an image is here, and what is on its way."""

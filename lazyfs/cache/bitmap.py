@@ -1,0 +1,88 @@
+"""One bit a block, in the layout that ULOOP's tools use. Pure.
+
+On disk: bit ``n % 8`` (the least significant is 0) of byte ``n // 8`` says that block ``n`` is
+present; the file is padded with zeros to a multiple of 4096 bytes. In memory the same bytes lie
+under a ``bitarray``, so that runs are found at C speed (a terabyte in 64 KiB blocks has 16 million
+bits). Bits beyond the last block are always zero.
+"""
+
+from collections.abc import Iterator
+from mmap import mmap
+
+from bitarray import bitarray
+
+from lazyfs.ranges import Span
+
+PAGE = 4096  # bytes; what the file is padded to, and the unit in which it is saved
+_BLOCKS_PER_PAGE = PAGE * 8
+
+
+class Bitmap:
+    """A set of block numbers below ``block_count``."""
+
+    def __init__(self, block_count: int) -> None:
+        self.block_count = block_count
+        # Anonymous memory and not a bytearray, which writes its zeros: pages of a sparse bitmap that
+        # are never touched cost nothing (a terabyte in 4 KiB blocks has a bitmap of 32 MiB).
+        self._bytes = mmap(-1, padded_bytes(block_count))
+        self._bits = bitarray(buffer=self._bytes, endian="little")
+        self._count = 0
+        self._dirty: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """How many blocks are in the set."""
+        return self._count
+
+    def load(self, page: int, content: bytes) -> None:
+        """Take page number ``page`` as it was saved; bits beyond the last block are dropped."""
+        start = page * PAGE
+        self._count -= self._bits.count(1, start * 8, (start + PAGE) * 8)
+        self._bytes[start : start + PAGE] = content
+        if (start + PAGE) * 8 > self.block_count:
+            self._bits[self.block_count :] = 0
+        self._count += self._bits.count(1, start * 8, (start + PAGE) * 8)
+
+    def take_dirty(self) -> list[tuple[int, bytes]]:
+        """Pages changed since the last call, as (number, content), in order."""
+        pages = [(p, bytes(self._bytes[p * PAGE : (p + 1) * PAGE])) for p in sorted(self._dirty)]
+        self._dirty.clear()
+        return pages
+
+    def mark_dirty(self, pages: list[tuple[int, bytes]]) -> None:
+        """Count these pages as unsaved again: saving them failed."""
+        self._dirty.update(number for number, _ in pages)
+
+    def __contains__(self, block: int) -> bool:
+        return bool(self._bits[block])
+
+    def add(self, block: int) -> None:
+        if not self._bits[block]:
+            self._bits[block] = 1
+            self._count += 1
+            self._dirty.add(block // _BLOCKS_PER_PAGE)
+
+    def discard(self, block: int) -> None:
+        if self._bits[block]:
+            self._bits[block] = 0
+            self._count -= 1
+            self._dirty.add(block // _BLOCKS_PER_PAGE)
+
+    def covers(self, blocks: Span) -> bool:
+        """Whether every block of the span is in the set."""
+        return self._bits.find(0, blocks.start, blocks.stop) < 0
+
+    def missing(self, blocks: Span) -> Iterator[int]:
+        """Blocks of the span that are not in the set, in order.
+
+        The set may change between steps; each step sees it as it then is.
+        """
+        block = self._bits.find(0, blocks.start, blocks.stop)
+        while block >= 0:
+            yield block
+            block = self._bits.find(0, block + 1, blocks.stop)
+
+
+def padded_bytes(block_count: int) -> int:
+    """The length of the bitmap file for this many blocks, in bytes."""
+    return max(1, -(-block_count // _BLOCKS_PER_PAGE)) * PAGE

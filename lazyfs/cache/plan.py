@@ -1,0 +1,190 @@
+"""What is missing, under way and present; asks and answers in, fetches and wake-ups out. Pure.
+
+The bitmap, the set of blocks under way and the order of fetches are one state, and it lives here:
+a scheduler of its own would be a second truth. Everything is synchronous, so between two awaits of
+the shell (``blockcache.py``) the state is whole. What holds after every call:
+
+- a block is never both present and under way, and never in two fetches: any number of readers of
+  one block cause one request;
+- a waiter waits for exactly those blocks of its range that are not present; when the last of them
+  arrives it is handed back, once, and forgotten;
+- a block that a waiter waits for is under way or queued at DEMAND.
+
+Queues hold ranges, not blocks: asking for a whole terabyte costs one entry. What a range still
+needs is worked out when its turn comes, so an entry may be stale but never wrong.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from lazyfs.cache.bitmap import Bitmap
+from lazyfs.device import Priority
+from lazyfs.ranges import Span
+
+
+class Waiter:
+    """One reader waiting for blocks. ``wake`` is called once, with None or with what failed."""
+
+    __slots__ = ("missing", "wake")
+
+    def __init__(self, wake: Callable[[Exception | None], None]) -> None:
+        self.missing: set[int] = set()
+        self.wake = wake
+
+
+class Fetch:
+    """One request under way: ``blocks`` were asked for, those from ``next`` on have not come."""
+
+    __slots__ = ("blocks", "next", "priority")
+
+    def __init__(self, blocks: Span, priority: Priority) -> None:
+        self.blocks = blocks
+        self.next = blocks.start
+        self.priority = priority
+
+
+class Plan:
+    """The state of one image's blocks."""
+
+    def __init__(self, present: Bitmap, max_fetch: int) -> None:
+        """``max_fetch``: the most blocks that one request asks for."""
+        self.present = present
+        self._max_fetch = max_fetch
+        self._under_way: dict[int, Fetch] = {}
+        self._waiters: dict[int, list[Waiter]] = {}
+        self._queues: dict[Priority, deque[Span]] = {p: deque() for p in Priority}
+
+    # What readers ask
+
+    def want(self, blocks: Span, waiter: Waiter) -> None:
+        """Have ``waiter`` woken when all these blocks are present; some must not be."""
+        waiter.missing = set(self.present.missing(blocks))
+        for block in waiter.missing:
+            self._waiters.setdefault(block, []).append(waiter)
+        self._queues[Priority.DEMAND].append(blocks)
+
+    def forget(self, waiter: Waiter) -> None:
+        """The reader has gone; nothing is fetched for its sake any more."""
+        for block in waiter.missing:
+            others = self._waiters[block]
+            others.remove(waiter)
+            if not others:
+                del self._waiters[block]
+        waiter.missing = set()
+
+    def hint(self, blocks: Span, priority: Priority) -> None:
+        """These blocks will be wanted. Nobody is woken."""
+        queue = self._queues[priority]
+        if queue and queue[-1].start <= blocks.start <= queue[-1].stop:
+            blocks = Span(queue[-1].start, max(queue.pop().stop, blocks.stop))
+        queue.append(blocks)
+
+    # What the source does
+
+    def next_fetch(self, priorities: Iterable[Priority]) -> Fetch | None:
+        """Take the next request, from the first of ``priorities`` that has any work.
+
+        Its blocks count as under way until ``end``.
+        """
+        for priority in priorities:
+            blocks = self._next_run(priority)
+            if blocks is not None:
+                fetch = Fetch(blocks, priority)
+                for block in range(blocks.start, blocks.stop):
+                    self._under_way[block] = fetch
+                return fetch
+        return None
+
+    def has_work(self, priorities: Iterable[Priority]) -> bool:
+        """Whether ``next_fetch`` would find any."""
+        return any(self._head(priority) is not None for priority in priorities)
+
+    def arrived(self, fetch: Fetch) -> list[Waiter]:
+        """The next block of ``fetch`` is stored; who waited for nothing but that?"""
+        block = fetch.next
+        fetch.next += 1
+        del self._under_way[block]
+        self.present.add(block)
+        done = []
+        for waiter in self._waiters.pop(block, ()):
+            waiter.missing.discard(block)
+            if not waiter.missing:
+                done.append(waiter)
+        return done
+
+    def end(self, fetch: Fetch) -> None:
+        """The request is over. What it did not bring is fetched again only if somebody waits."""
+        for block in range(fetch.next, fetch.blocks.stop):
+            del self._under_way[block]
+        wanted = [b for b in range(fetch.next, fetch.blocks.stop) if b in self._waiters]
+        for block in reversed(wanted):
+            self._queues[Priority.DEMAND].appendleft(Span(block, block + 1))
+
+    def fail(self, fetch: Fetch) -> list[Waiter]:
+        """The request can never succeed: forget and return all who wait for a block of it."""
+        failed: list[Waiter] = []
+        for block in range(fetch.next, fetch.blocks.stop):
+            for waiter in self._waiters.get(block, ()):
+                if waiter not in failed:
+                    failed.append(waiter)
+        for waiter in failed:
+            self.forget(waiter)
+        return failed
+
+    def waiting(self) -> list[Waiter]:
+        """Every waiter, once."""
+        return list({id(w): w for waiters in self._waiters.values() for w in waiters}.values())
+
+    # What the store says
+
+    def lost(self, blocks: Iterable[int]) -> None:
+        """These blocks are no longer there: evicted, or damaged."""
+        for block in blocks:
+            self.present.discard(block)
+
+    # Choosing
+
+    def _needed(self, block: int, priority: Priority) -> bool:
+        """Whether a queue of this priority has any reason to fetch this block now.
+
+        Demand is what somebody still waits for; a hint is good for whatever is missing.
+        """
+        if block in self._under_way or block in self.present:
+            return False
+        return priority is not Priority.DEMAND or block in self._waiters
+
+    def _head(self, priority: Priority) -> Span | None:
+        """The first queued range, cut so that it begins with a needed block; stale ones go."""
+        queue = self._queues[priority]
+        while queue:
+            for block in self.present.missing(queue[0]):
+                if self._needed(block, priority):
+                    queue[0] = Span(block, queue[0].stop)
+                    return queue[0]
+            queue.popleft()
+        return None
+
+    def _next_run(self, priority: Priority) -> Span | None:
+        """Cut a run of needed blocks from the head of a queue.
+
+        It goes on into later ranges of the queue where they adjoin: neighbours that different
+        readers miss become one request.
+        """
+        head = self._head(priority)
+        if head is None:
+            return None
+        limit = min(head.start + self._max_fetch, self.present.block_count)
+        reach = self._reach(head, priority)
+        stop = head.start + 1
+        while stop < min(reach, limit) and self._needed(stop, priority):
+            stop += 1
+        self._queues[priority][0] = Span(stop, head.stop)
+        return Span(head.start, stop)
+
+    def _reach(self, head: Span, priority: Priority) -> int:
+        """Where the union of ``head`` and the queued ranges that adjoin it ends."""
+        reach = head.stop
+        for other in sorted(self._queues[priority]):
+            if other.start <= reach < other.stop:
+                reach = other.stop
+        return reach

@@ -1,0 +1,32 @@
+"""When to ask again after a failure. Pure."""
+
+FIRST = 0.1  # seconds
+LONGEST = 10.0
+
+
+class Backoff:
+    """Delays that double from failure to failure, until something succeeds.
+
+    The first retry is immediate: most failures are a kept-alive connection that the server closed,
+    and a fresh one heals them.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    @property
+    def failing(self) -> bool:
+        return self._failures > 0
+
+    def failed(self, jitter: float, retry_after: float | None = None) -> float:
+        """Seconds to wait now. ``jitter``: a random number from 0 to 1 that keeps clients apart.
+
+        A server's Retry-After is never undercut.
+        """
+        self._failures += 1
+        doubled = FIRST * 2.0 ** min(self._failures - 2, 16)
+        delay = 0.0 if self._failures == 1 else min(LONGEST, doubled) * (0.5 + jitter / 2)
+        return max(delay, retry_after or 0.0)
+
+    def succeeded(self) -> None:
+        self._failures = 0

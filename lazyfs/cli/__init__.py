@@ -1,0 +1,48 @@
+"""The command ``lazyfs``: from what was typed to the module that does it.
+
+One module a command. Each has ``main(arguments) -> exit code`` and is imported only when it is
+asked for: ``lazyfs --help`` must not wait for an event loop to be imported.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lazyfs.errors import LazyfsError, UsageError
+
+COMMANDS = {
+    "demo": "a tour with no network at all",
+    "umount": "unmount a mount of lazyfs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code: 0, 1 for an error, 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except LazyfsError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def report(error: LazyfsError) -> int:
+    """Tell the user of an error, in one line on stderr; returns the exit code it means."""
+    print(f"lazyfs: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    word = arguments[0] if arguments else "--help"
+    if word in COMMANDS:
+        command = importlib.import_module(f"lazyfs.cli.{word}")
+        return int(command.main(arguments[1:]))
+    if not word.startswith("-") and "://" not in word:
+        raise UsageError(
+            f"{word!r} is neither a URL nor a command",
+            f"commands are {', '.join(COMMANDS)}; a URL begins like https://",
+        )
+    from lazyfs.cli import mount
+
+    return mount.main(arguments or ["--help"])

@@ -1,0 +1,112 @@
+"""The one verb set that every layer speaks, and the words it uses.
+
+A Device has no cursor: each read names its offset, so any number of readers share one Device.
+Prefetch is a hint sent down through ``ensure``; it is never a second way to read.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+
+class Priority(IntEnum):
+    """How urgent a range is; a lower number goes first."""
+
+    DEMAND = 0  # somebody waits for it
+    READAHEAD = 1  # a reader is expected there soon
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What pins one version of an image's content.
+
+    ``size``: bytes. ``etag``: a strong entity tag, with its quotes, or None (RFC 9110 section
+    8.8.3). ``last_modified``: the Last-Modified field as the server wrote it, or None.
+    """
+
+    size: int
+    etag: str | None = None
+    last_modified: str | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a later answer can be told from another version of the image."""
+        return self.etag is not None or self.last_modified is not None
+
+    def matches(self, other: "Identity") -> bool:
+        """Whether ``other``, seen later, is the same version as this one.
+
+        The entity tag decides where this one has it. A server that gives a fresh file a weak tag
+        and a strong one a second later (Apache) is still recognised by Last-Modified.
+        """
+        if self.size != other.size:
+            return False
+        if self.etag is not None:
+            return self.etag == other.etag
+        return self.last_modified is None or self.last_modified == other.last_modified
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a Device has done so far: counts, and bytes."""
+
+    size: int = 0  # of the image
+    cached: int = 0  # bytes that are held locally
+    wanted: int = 0  # bytes that readers asked for
+    fetched: int = 0  # bytes that the source sent
+    requests: int = 0  # ranges asked of the source
+    failures: int = 0  # requests that did not end well
+    damaged: int = 0  # cached blocks that failed their checksum and were dropped
+
+
+class Device(Protocol):
+    """A readable image, or a view of one."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """The bytes at ``offset``; fewer than ``length`` only at the end of the image.
+
+        Raises a LazyfsError when they cannot be had.
+        """
+        ...
+
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        """Hint that these bytes will be wanted. Returns at once and never fails."""
+        ...
+
+    def statistics(self) -> Statistics: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Lane(Protocol):
+    """The right to have one request under way; given back by ``release``."""
+
+    def release(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where the bytes of one image come from."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def stream(
+        self, offset: int, length: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The bytes of a range, in order, in pieces of any length, as they come in.
+
+        Exactly ``length`` bytes of this very identity, or a SourceError: what was handed out
+        before the error is right.
+        """
+        ...
+
+    async def lane(self, priority: Priority) -> Lane:
+        """Wait for the right to start one request at this priority."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,119 @@
+"""Everything that lazyfs can say went wrong.
+
+The tree::
+
+    LazyfsError                    exit code 1, EIO
+    +-- UsageError                 the command line is wrong: exit code 2
+    +-- MountError                 the mount point or FUSE cannot be used
+    +-- ToolMissing                a program that this command needs is not installed
+    +-- CacheError                 the cache cannot be used
+    |   +-- CacheBusy              another lazyfs writes it
+    +-- SourceError                the server, or the way to it
+    |   +-- TransientError         the same request may succeed later
+    |   |   +-- Unreachable        no connection, no answer, or an answer cut short
+    |   |   +-- ServerBusy         5xx, 429: may carry the server's Retry-After
+    |   +-- AccessDenied           401, 403, 407
+    |   +-- NotFound               404, 410
+    |   +-- NoRanges               the server sends whole files only
+    |   +-- ImageChanged           not the image that was opened
+    |   +-- BadAnswer              an answer that HTTP does not allow here
+    |   +-- UntrustedServer        the TLS certificate does not hold
+    +-- ReadTimeout                no data before the read's deadline
+    +-- InternalError              a defect of lazyfs itself
+
+A message says what happened and to which image; ``cure`` says what the reader can do about it.
+Foreign exceptions are translated where they enter (``sources/http.py``, ``cache/store.py``,
+``frontends/fuse.py``) and never travel further.
+"""
+
+import errno
+
+
+class LazyfsError(Exception):
+    """Root of the tree.
+
+    ``cure`` is a clause that tells the user what to do next; empty when there is nothing to add.
+    """
+
+    exit_code = 1
+    errno = errno.EIO
+
+    def __init__(self, message: str, cure: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.cure}" if self.cure else self.message
+
+
+class UsageError(LazyfsError):
+    exit_code = 2
+
+
+class MountError(LazyfsError):
+    pass
+
+
+class ToolMissing(LazyfsError):
+    pass
+
+
+class CacheError(LazyfsError):
+    pass
+
+
+class CacheBusy(CacheError):
+    pass
+
+
+class SourceError(LazyfsError):
+    pass
+
+
+class TransientError(SourceError):
+    """A failure that time may heal. ``retry_after``: seconds that the server asked us to wait."""
+
+    def __init__(self, message: str, cure: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, cure)
+        self.retry_after = retry_after
+
+
+class Unreachable(TransientError):
+    pass
+
+
+class ServerBusy(TransientError):
+    pass
+
+
+class AccessDenied(SourceError):
+    pass
+
+
+class NotFound(SourceError):
+    pass
+
+
+class NoRanges(SourceError):
+    pass
+
+
+class ImageChanged(SourceError):
+    pass
+
+
+class BadAnswer(SourceError):
+    pass
+
+
+class UntrustedServer(SourceError):
+    pass
+
+
+class ReadTimeout(LazyfsError):
+    pass
+
+
+class InternalError(LazyfsError):
+    pass

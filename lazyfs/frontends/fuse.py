@@ -1,0 +1,265 @@
+"""Images as files of a FUSE mount. Nothing else imports pyfuse3.
+
+Two shapes: a directory with one file an image, or, where the mount point is a regular file, that
+file is the image.
+
+What was learnt the hard way:
+
+- nothing but FUSEError may leave a handler, or the whole mount dies;
+- handlers are never cancelled by the kernel: a reader that was killed leaves its handler behind,
+  and ``pyfuse3.main`` ends only after all handlers have. So whoever runs it watches for the end of
+  the connection and cancels what is left;
+- ``direct_io`` leaves killed readers in D state; ``keep_cache`` makes re-reads native;
+- ``invalidate_inode`` and ``notify_store`` from the loop's thread can hang the daemon beyond
+  ``kill -9``: not used;
+- ``max_read`` as a mount option kills the daemon after mounting: the kernel's reads are widened
+  through the backing device's ``read_ahead_kb`` instead (1.5 to 2 times the speed).
+"""
+
+import errno
+import logging
+import os
+import select
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from lazyfs.device import Device
+from lazyfs.errors import LazyfsError, MountError
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 1024  # makes 1 MiB reads, the largest that the kernel sends
+_ATTR_TIMEOUT = 1.0  # seconds: how old what ``du`` shows may be
+_NAME_TIMEOUT = 3600.0  # names never change
+_WATCH_EVERY = 0.5  # seconds
+_BLOCK = 512  # the unit of st_blocks
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image as the mount shows it. ``mtime``: POSIX seconds."""
+
+    name: str
+    device: Device
+    url: str  # without secrets
+    mtime: float
+
+
+class _Images(pyfuse3.Operations):
+    """The filesystem. Inode 1 is the root, or the only image; images in a directory begin at 2.
+
+    File handles are inodes: nothing is kept for an open file.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, images: Sequence[ImageFile], single: bool) -> None:
+        super().__init__()
+        first = pyfuse3.ROOT_INODE if single else pyfuse3.ROOT_INODE + 1
+        self._files = {pyfuse3.InodeT(first + n): image for n, image in enumerate(images)}
+        self._names = {os.fsencode(image.name): inode for inode, image in self._files.items()}
+        self._newest = max(image.mtime for image in images)
+        self._uid, self._gid = os.getuid(), os.getgid()
+        self.reading = 0  # handlers that wait for data
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if name in (b".", b".."):
+            return self._attributes(pyfuse3.ROOT_INODE)
+        if name not in self._names:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(self._names[pyfuse3.FileNameT(name)])
+
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode)
+
+    async def opendir(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(
+        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        entries = list(self._names.items())
+        for number, (name, inode) in enumerate(entries[start_id:], start_id + 1):
+            if not pyfuse3.readdir_reply(
+                token, pyfuse3.FileNameT(name), self._attributes(inode), number
+            ):
+                return
+
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        image = self._files[pyfuse3.InodeT(fh)]
+        self.reading += 1
+        try:
+            return await image.device.read(off, size)
+        except LazyfsError as error:
+            log.debug("read of %d bytes at %d of %s failed: %s", size, off, image.name, error)
+            raise pyfuse3.FUSEError(error.errno) from error
+        except Exception as error:
+            log.exception("read of %d bytes at %d of %s failed", size, off, image.name)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        finally:
+            self.reading -= 1
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = reply.f_frsize = 4096
+        sizes = (image.device.identity.size for image in self._files.values())
+        reply.f_blocks = sum(-(-size // reply.f_frsize) for size in sizes)
+        reply.f_files = len(self._files)
+        reply.f_bfree = reply.f_bavail = reply.f_ffree = reply.f_favail = 0
+        reply.f_namemax = 255
+        return reply
+
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        value = self._xattrs(inode).get(name)
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[pyfuse3.XAttrNameT]:
+        return [pyfuse3.XAttrNameT(name) for name in self._xattrs(inode)]
+
+    def _xattrs(self, inode: pyfuse3.InodeT) -> dict[bytes, bytes]:
+        image = self._files.get(inode)
+        if image is None:
+            return {}
+        return {
+            b"user.lazyfs.url": image.url.encode(),
+            b"user.lazyfs.cached": b"%d" % image.device.statistics().cached,
+        }
+
+    def _attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.entry_timeout = _NAME_TIMEOUT
+        entry.attr_timeout = _ATTR_TIMEOUT
+        entry.st_uid, entry.st_gid = self._uid, self._gid
+        image = self._files.get(inode)
+        if image is not None:
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444)
+            entry.st_nlink = 1
+            entry.st_size = image.device.identity.size
+            entry.st_blocks = -(-image.device.statistics().cached // _BLOCK)
+        else:
+            entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
+            entry.st_nlink = 2
+        mtime = image.mtime if image else self._newest
+        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = int(mtime * 1e9)
+        return entry
+
+
+class FuseMount:
+    """A mounted filesystem, from ``mount`` to ``close``."""
+
+    def __init__(self, mountpoint: Path, images: Sequence[ImageFile], options: set[str]) -> None:
+        """Mount. Call it outside of any handler. Raises MountError."""
+        self._operations = _Images(images, single=mountpoint.is_file())
+        before = _fuse_descriptors()
+        complaints: list[str] = []
+        try:
+            with _collecting_stderr(complaints):
+                pyfuse3.init(self._operations, os.fspath(mountpoint), options)
+        except RuntimeError as error:
+            why = "; ".join(complaints) or str(error)
+            raise MountError(f"cannot mount on {mountpoint}: {why}") from error
+        self._connections = _fuse_descriptors() - before
+        _widen_reads(mountpoint)
+
+    async def run(self) -> None:
+        """Answer the kernel until the filesystem is unmounted."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Unmount if that has not happened yet."""
+        pyfuse3.close()
+
+    async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
+        """Give up reads that nobody waits for: those left over from an unmounted filesystem."""
+        watch = select.poll()
+        for fd in self._connections:
+            watch.register(fd, 0)  # POLLERR alone, which the kernel sets at the connection's end
+        while True:
+            await trio.sleep(_WATCH_EVERY)
+            if self._operations.reading and watch.poll(0):
+                scope.cancel()
+
+
+def _fuse_descriptors() -> set[int]:
+    """This process's open file descriptors on /dev/fuse."""
+    found = set()
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            if os.readlink(entry.path) == "/dev/fuse":
+                found.add(int(entry.name))
+        except FileNotFoundError:  # the one that scandir itself held
+            continue
+    return found
+
+
+@contextmanager
+def _collecting_stderr(lines: list[str]) -> Iterator[None]:
+    """What C code and children write to stderr goes into ``lines``."""
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines.extend(line.strip() for line in file.read().decode(errors="replace").splitlines())
+
+
+def _widen_reads(mountpoint: Path) -> None:
+    """Let the kernel read 1 MiB at a time; only root may."""
+    knob = Path(f"/sys/class/bdi/{_device_number(mountpoint)}/read_ahead_kb")
+    try:
+        knob.write_text(f"{READ_AHEAD_KIB}\n")
+    except OSError as error:
+        log.debug("the kernel's read-ahead stays as it is: %s", error)
+
+
+def _device_number(mountpoint: Path) -> str:
+    """``major:minor`` of the last mount on this path, by proc(5) mountinfo.
+
+    Not by stat(2): that would ask the filesystem that nobody answers for yet.
+    """
+    escaped = os.fspath(mountpoint)
+    for char in "\\ \t\n":
+        escaped = escaped.replace(char, f"\\{ord(char):03o}")
+    found = "none"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        if fields[4] == escaped:
+            found = fields[2]
+    return found
+
+

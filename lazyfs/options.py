@@ -1,0 +1,116 @@
+"""What a user can set, as frozen values; and how sizes and durations are written. Pure."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lazyfs.errors import UsageError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)?", re.IGNORECASE)
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
+
+MIN_BLOCK_SIZE = 4 * KIB
+MAX_BLOCK_SIZE = MIB
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``"4096"``, ``"64K"``, ``"1M"``, ``"10GiB"``: powers of 1024, as losetup has it.
+
+    Raises UsageError.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a size", "write it like 65536, 64K or 1M")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``"60"``, ``"1.5s"``, ``"200ms"``, ``"2m"``, ``"1h"``.
+
+    Raises UsageError.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a duration", "write it like 60, 1.5s, 200ms or 2m")
+    return float(match[1]) * _SECONDS[(match[2] or "").lower()]
+
+
+def parse_block_size(text: str) -> int:
+    """A power of two from 4 KiB to 1 MiB. Raises UsageError."""
+    size = parse_size(text)
+    if not MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE or size & (size - 1):
+        raise UsageError(f"block size {text!r} cannot be used", "give a power of two from 4K to 1M")
+    return size
+
+
+def format_size(size: int) -> str:
+    """``size`` bytes for a person: ``"1.5 MiB"``."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How to talk to servers. ``timeout``: seconds a silent server is waited for."""
+
+    connections: int = 4
+    stall: float = 15.0
+    headers: tuple[tuple[str, str], ...] = ()
+    netrc: bool = False
+    user_agent: str = ""
+    proxy: str | None = None
+    cacert: Path | None = None
+    insecure: bool = False
+    insecure_redirects: bool = False
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where blocks are kept.
+
+    ``files``: a (bitmap, data) pair that the user named, instead of a place in ``directory``.
+    ``block_size``: bytes, or None for the cache's own or else the default.
+    """
+
+    directory: Path
+    files: tuple[Path, Path] | None = None
+    memory_only: bool = False
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """One image: where it is, and what its file is called in the mount."""
+
+    url: str
+    name: str
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    level: int
+    file: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """One mount. ``timeout``: seconds until a read fails, 0 for never."""
+
+    images: tuple[ImageOptions, ...]
+    mountpoint: Path
+    cache: CacheOptions
+    log: LogOptions
+    http: HttpOptions = field(default_factory=HttpOptions)
+    timeout: float = 60.0
+    foreground: bool = False
+    fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are

@@ -1,0 +1,31 @@
+"""A Device that watches reads and sends hints down for those that will follow."""
+
+from lazyfs.device import Device, Identity, Priority, Statistics
+from lazyfs.prefetch.readahead import ReadAhead
+
+
+class Prefetcher:
+    """Read-ahead in front of another Device."""
+
+    def __init__(self, below: Device) -> None:
+        self._below = below
+        self._readahead = ReadAhead(below.identity.size)
+
+    @property
+    def identity(self) -> Identity:
+        return self._below.identity
+
+    async def read(self, offset: int, length: int) -> bytes:
+        ahead = self._readahead.note(offset, length)
+        if ahead is not None:
+            await self._below.ensure(ahead.start, ahead.length, Priority.READAHEAD)
+        return await self._below.read(offset, length)
+
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        await self._below.ensure(offset, length, priority)
+
+    def statistics(self) -> Statistics:
+        return self._below.statistics()
+
+    async def aclose(self) -> None:
+        await self._below.aclose()

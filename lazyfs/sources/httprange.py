@@ -1,0 +1,184 @@
+"""HTTP range requests: what to ask, and whether the answer may be believed. Pure.
+
+Every answer is judged before one byte of it is used. The rules, by RFC 9110:
+
+- a 206 must carry the very range that was asked for, and the image's size (section 14.4);
+- a 200 to a ranged request means that the server has no ranges: never a reason to read on;
+- identity is the strong entity tag, else Last-Modified (section 8.8), always with the size; it is
+  compared on each answer, so that two versions of an image never mix;
+- an answer in a content coding has other offsets than the image: refused (section 8.4).
+
+``If-Range`` is not sent: a changed image would then come as a whole 200, where comparing the
+validators of a 206 says the same for the price of a header.
+"""
+
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+
+from lazyfs.device import Identity
+from lazyfs.errors import (
+    AccessDenied,
+    BadAnswer,
+    ImageChanged,
+    NoRanges,
+    NotFound,
+    ServerBusy,
+    SourceError,
+)
+
+Headers = Mapping[str, str]  # names in lower case
+
+MAX_SIZE = 1 << 62  # what fits a signed 64-bit file offset, with room to add to it
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+EXPIRED = frozenset({403, 404, 410})  # how a redirect's target says that its time is over
+
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,20})-(\d{1,20})|\*)/(\d{1,20}|\*)", re.IGNORECASE)
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def request_headers(offset: int, length: int) -> list[tuple[str, str]]:
+    """The header fields that make a GET a request for ``length`` bytes at ``offset``."""
+    return [("Range", f"bytes={offset}-{offset + length - 1}"), ("Accept-Encoding", "identity")]
+
+
+def judge_opening(image: str, status: int, headers: Headers) -> Identity:
+    """The identity of the image, from the answer to a request for its first byte.
+
+    ``image``: how messages name it. Raises a SourceError.
+    """
+    if status == 416 or (status == 200 and headers.get("content-length") == "0"):
+        raise BadAnswer(f"{image} is empty", "check the URL")
+    _judge_status(image, status, headers)
+    first, _, size = _content_range(image, headers)
+    if first != 0:
+        raise BadAnswer(f"{image}: the server sent another range than the one asked for")
+    return identity_of(headers, size)
+
+
+def judge_answer(
+    image: str, status: int, headers: Headers, offset: int, length: int, identity: Identity
+) -> None:
+    """Pass only the answer that brings exactly these bytes of exactly this image.
+
+    Raises a SourceError.
+    """
+    if status in (412, 416):
+        raise _changed(image)
+    if status == 200 and not identity.matches(identity_of(headers, identity.size)):
+        raise _changed(image)
+    _judge_status(image, status, headers)
+    first, last, size = _content_range(image, headers)
+    if not identity.matches(identity_of(headers, size)):
+        raise _changed(image)
+    if (first, last) != (offset, offset + length - 1):
+        raise BadAnswer(
+            f"{image}: asked for bytes {offset} to {offset + length - 1}, "
+            f"the server sent {first} to {last}"
+        )
+    announced = headers.get("content-length")
+    if announced is not None and announced != str(length):
+        raise BadAnswer(f"{image}: the server sent {announced} bytes for a range of {length}")
+
+
+def identity_of(headers: Headers, size: int) -> Identity:
+    """What these header fields say of the version they come with.
+
+    A strong entity tag alone decides; a weak one promises nothing about bytes (RFC 9110 section
+    8.8.1), so Last-Modified stands in for it.
+    """
+    etag = headers.get("etag", "")
+    if _STRONG_ETAG.fullmatch(etag):
+        return Identity(size, etag, headers.get("last-modified"))
+    return Identity(size, None, headers.get("last-modified"))
+
+
+def redirect_target(image: str, url: str, status: int, headers: Headers) -> str | None:
+    """The absolute URL that a redirect of ``url`` leads to; None when this is no redirect.
+
+    Raises BadAnswer for a redirect that leads nowhere.
+    """
+    if status not in REDIRECTS:
+        return None
+    location = headers.get("location")
+    if not location:
+        raise BadAnswer(f"{image}: the server redirects without saying where to")
+    target = urljoin(url, location)
+    if urlsplit(target).scheme not in ("http", "https"):
+        raise BadAnswer(f"{image}: the server redirects to something that is not HTTP")
+    return target
+
+
+def retry_after(headers: Headers) -> float | None:
+    """Seconds to wait by Retry-After (RFC 9110 section 10.2.3); None when it does not say.
+
+    A date is taken against the server's own Date, so that no clock of ours matters.
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        until = parsedate_to_datetime(value)
+        return max(0.0, (until - parsedate_to_datetime(headers.get("date", ""))).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _judge_status(image: str, status: int, headers: Headers) -> None:
+    """Pass a 206 that holds one plain byte range; raise what any other answer means."""
+    if status != 206:
+        raise _refusal(image, status, headers)
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise BadAnswer(
+            f"{image}: the server sends it in the content coding {coding!r}",
+            "switch compression off for this file on the server",
+        )
+    if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
+        raise BadAnswer(f"{image}: the server answers one range with a multipart body")
+
+
+def _refusal(image: str, status: int, headers: Headers) -> SourceError:
+    """What a status other than 206 means."""
+    if status == 200:
+        return NoRanges(
+            f"{image}: the server does not support range requests",
+            "download the file, or serve it with one that does (nginx, Apache, lighttpd)",
+        )
+    if status in (401, 407):
+        return AccessDenied(
+            f"{image}: the server wants a login (status {status})",
+            "give one with --netrc, --header 'Authorization: ...' or https://USER:PASSWORD@HOST/",
+        )
+    if status == 403:
+        return AccessDenied(f"{image}: access is forbidden (status 403)", "check URL and login")
+    if status in (404, 410):
+        return NotFound(f"{image}: no such file on the server (status {status})", "check the URL")
+    if status in _BUSY:
+        return ServerBusy(
+            f"{image}: the server cannot answer now (status {status})",
+            "try again later",
+            retry_after(headers),
+        )
+    return BadAnswer(f"{image}: the server answered with status {status}", "check the URL")
+
+
+def _content_range(image: str, headers: Headers) -> tuple[int, int, int]:
+    """First byte, last byte and complete size from Content-Range (RFC 9110 section 14.4)."""
+    value = headers.get("content-range", "")
+    match = _CONTENT_RANGE.fullmatch(value.strip())
+    if not match or match[1] is None or match[3] == "*":
+        raise BadAnswer(f"{image}: the server does not say which part of how much it sends")
+    first, last, size = int(match[1]), int(match[2]), int(match[3])
+    if not first <= last < size <= MAX_SIZE:
+        raise BadAnswer(f"{image}: the server's Content-Range makes no sense: {value[:80]!r}")
+    return first, last, size
+
+
+def _changed(image: str) -> ImageChanged:
+    return ImageChanged(
+        f"{image} has changed on the server since it was opened",
+        "unmount it and mount it again to use the new version",
+    )

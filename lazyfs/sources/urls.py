@@ -1,0 +1,106 @@
+"""URLs of images: what is secret in them, and what may be shown. Pure.
+
+A login in a URL (``user:password@``) and the values of a query (signed URLs carry their signature
+there) are secrets: they are sent to the server and kept out of everything else.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from lazyfs.errors import UsageError
+
+_PORTS = {"http": 80, "https": 443}
+_QUERY_VALUE = re.compile(r"=[^&;]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Scheme, host and port: where credentials may go (RFC 6454)."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def may_share(self, other: "Origin") -> bool:
+        """Whether what is told to this origin may be told to ``other``.
+
+        The same origin, or the same host when plain HTTP on its own port has been upgraded.
+        """
+        upgraded = (self.scheme, self.port, other.scheme, other.port) == ("http", 80, "https", 443)
+        return self == other or (upgraded and self.host == other.host)
+
+
+def parse(url: str) -> SplitResult:
+    """Split an http or https URL. Raises UsageError for what is none."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{shown(url)} is not a URL ({error})", "check its spelling") from error
+    if parts.scheme not in _PORTS:
+        raise UsageError(
+            f"{shown(url)}: {parts.scheme or 'this'} is not a kind of URL that lazyfs reads",
+            "give an http:// or https:// URL",
+        )
+    if not host or any(c.isspace() or not c.isprintable() for c in url):
+        raise UsageError(f"{shown(url)} is not a URL", "check its spelling and quoting")
+    return parts
+
+
+def origin(url: str) -> Origin:
+    parts = parse(url)
+    return Origin(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
+
+
+def login(url: str) -> tuple[str, str] | None:
+    """User and password from the URL, decoded; None when it has none."""
+    parts = parse(url)
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
+
+
+def bare(url: str) -> str:
+    """``url`` without login and fragment: what goes into a request."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, _host_port(parts.netloc), parts.path or "/", parts.query, ""))
+
+
+def shown(url: str) -> str:
+    """``url`` with nothing secret in it: for messages, logs, ``mount``, metadata."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition('://')[0]}://..."
+    query = _QUERY_VALUE.sub("=...", parts.query) if "=" in parts.query else "..."
+    return urlunsplit(
+        (parts.scheme, _host_port(parts.netloc), parts.path, query if parts.query else "", "")
+    )
+
+
+def cache_key(url: str) -> str:
+    """A name for the image's cache: the same for the same image, whoever logs in.
+
+    The query counts, since it may select the image, but only its hash is in the name.
+    """
+    digest = hashlib.sha256(bare(url).encode()).hexdigest()[:16]
+    return f"{file_name(url)[:80]}-{digest}"
+
+
+def file_name(url: str) -> str:
+    """What the image is called in a directory: the last part of the path, or else the host.
+
+    Never empty, ``.`` or ``..``, never with a slash, a control character or over 255 bytes.
+    """
+    parts = parse(url)
+    name = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
+    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
+    while len(name.encode()) > 255:
+        name = name[:-1]
+    return name if name not in ("", ".", "..") else parts.hostname or "image"
+
+
+def _host_port(netloc: str) -> str:
+    return netloc.rpartition("@")[2]

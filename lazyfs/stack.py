@@ -1,0 +1,135 @@
+"""The composition root: from options to a stack of Devices. The only file that knows them all.
+
+An image's stack, from the bottom: ``HttpSource`` -> ``BlockCache`` on a store -> ``Prefetcher``.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import trio
+
+from lazyfs.cache.blockcache import BlockCache
+from lazyfs.cache.store import (
+    CacheLock,
+    CachePaths,
+    MemoryStore,
+    Meta,
+    Store,
+    open_disk_store,
+)
+from lazyfs.device import Device, Identity
+from lazyfs.errors import TransientError
+from lazyfs.options import CacheOptions, ImageOptions, MountOptions
+from lazyfs.prefetch.prefetcher import Prefetcher
+from lazyfs.sources import urls
+from lazyfs.sources.http import HttpClient, HttpSource
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BLOCK_SIZE = 64 << 10
+MEMORY_LIMIT = 16 << 20  # bytes of blocks that a mount without a cache holds for each image
+
+
+@dataclass(frozen=True)
+class Image:
+    """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say."""
+
+    name: str
+    url: str  # without secrets
+    device: Device
+    mtime: float
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The images of one mount, and what serves them."""
+
+    images: tuple[Image, ...]
+    _caches: tuple[BlockCache, ...]
+
+    async def run(self) -> None:
+        """Fetch what is asked for, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for cache in self._caches:
+                nursery.start_soon(cache.run)
+
+
+@asynccontextmanager
+async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
+    """Open all images; on leaving, save and close them. ``run`` must have ended by then.
+
+    Raises a LazyfsError when one cannot be opened.
+    """
+    async with contextlib.AsyncExitStack() as closing:
+        client = HttpClient(options.http)
+        closing.push_async_callback(client.aclose)
+        caches = []
+        for wanted in options.images:
+            cache = await _open_cache(wanted, options, client)
+            closing.push_async_callback(cache.aclose)
+            caches.append(cache)
+        images = (_image(wanted, cache) for wanted, cache in zip(options.images, caches, strict=True))
+        yield Stack(tuple(images), tuple(caches))
+
+
+def _image(wanted: ImageOptions, cache: BlockCache) -> Image:
+    mtime = _mtime(cache.identity)
+    return Image(wanted.name, urls.shown(wanted.url), Prefetcher(cache), mtime)
+
+
+async def _open_cache(wanted: ImageOptions, options: MountOptions, client: HttpClient) -> BlockCache:
+    name = urls.shown(wanted.url)
+    if options.cache.memory_only:
+        source = HttpSource(client, wanted.url)
+        identity = await source.open()
+        block_size = options.cache.block_size or DEFAULT_BLOCK_SIZE
+        store: Store = MemoryStore(identity.size, block_size, MEMORY_LIMIT)
+        return BlockCache(name, source, store, options.timeout)
+    paths = _cache_paths(options.cache, wanted.url)
+    lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
+    try:
+        source = await _open_source(client, wanted.url, paths)
+        store = open_disk_store(
+            paths, lock, name, source.identity, options.cache.block_size or DEFAULT_BLOCK_SIZE
+        )
+    except BaseException:
+        lock.close()
+        raise
+    return BlockCache(name, source, store, options.timeout)
+
+
+async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpSource:
+    """The image as the server has it; or, with the server out of reach, as the cache has it."""
+    source = HttpSource(client, url)
+    try:
+        identity = await source.open()
+    except TransientError as error:
+        cached = Meta.load(paths.meta)
+        if cached is None or not cached.identity.pinned:
+            raise
+        log.warning("%s; serving what is cached until the server is back", error.message)
+        return HttpSource(client, url, cached.identity)
+    if not identity.pinned:
+        log.warning(
+            "%s: the server sends neither ETag nor Last-Modified, so a change of the image may go "
+            "unnoticed; the cache will not outlive this mount",
+            urls.shown(url),
+        )
+    return source
+
+
+def _cache_paths(cache: CacheOptions, url: str) -> CachePaths:
+    if cache.files is not None:
+        return CachePaths.named(*cache.files)
+    return CachePaths.in_directory(cache.directory / urls.cache_key(url))
+
+
+def _mtime(identity: Identity) -> float:
+    try:
+        return parsedate_to_datetime(identity.last_modified or "").timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
