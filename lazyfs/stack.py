@@ -72,7 +72,9 @@ async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
             cache = await _open_cache(wanted, options, client)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
-        images = (_image(wanted, cache) for wanted, cache in zip(options.images, caches, strict=True))
+        images = (
+            _image(wanted, cache) for wanted, cache in zip(options.images, caches, strict=True)
+        )
         yield Stack(tuple(images), tuple(caches))
 
 
@@ -81,7 +83,9 @@ def _image(wanted: ImageOptions, cache: BlockCache) -> Image:
     return Image(wanted.name, urls.shown(wanted.url), Prefetcher(cache), mtime)
 
 
-async def _open_cache(wanted: ImageOptions, options: MountOptions, client: HttpClient) -> BlockCache:
+async def _open_cache(
+    wanted: ImageOptions, options: MountOptions, client: HttpClient
+) -> BlockCache:
     name = urls.shown(wanted.url)
     if options.cache.memory_only:
         source = HttpSource(client, wanted.url)

@@ -261,5 +261,3 @@ def _device_number(mountpoint: Path) -> str:
         if fields[4] == escaped:
             found = fields[2]
     return found
-
-

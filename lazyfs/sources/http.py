@@ -18,6 +18,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -177,13 +178,10 @@ class HttpSource:
     async def aclose(self) -> None:
         """Nothing is held here: connections belong to the client."""
 
-    async def _exactly(
-        self, response: httpx.Response, length: int
-    ) -> AsyncGenerator[bytes, None]:
+    async def _exactly(self, response: httpx.Response, length: int) -> AsyncGenerator[bytes, None]:
         """The body, which must have exactly ``length`` bytes."""
         received = 0
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        async for piece in response.stream:
+        async for piece in cast(httpx.AsyncByteStream, response.stream):
             received += len(piece)
             if received > length:
                 raise BadAnswer(f"{self._name}: the server sent more than the range asked for")
@@ -287,4 +285,3 @@ def _read_netrc() -> netrc.netrc | None:
         raise UsageError("--netrc was given, but there is no ~/.netrc") from error
     except (netrc.NetrcParseError, OSError) as error:
         raise UsageError(f"~/.netrc cannot be used: {error}") from error
-
