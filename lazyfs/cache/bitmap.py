@@ -22,8 +22,8 @@ class Bitmap:
 
     def __init__(self, block_count: int) -> None:
         self.block_count = block_count
-        # Anonymous memory and not a bytearray, which writes its zeros: pages of a sparse bitmap that
-        # are never touched cost nothing (a terabyte in 4 KiB blocks has a bitmap of 32 MiB).
+        # Anonymous memory and not a bytearray, which writes its zeros: pages of a sparse bitmap
+        # that are never touched cost nothing (a terabyte in 4 KiB blocks has one of 32 MiB).
         self._bytes = mmap(-1, padded_bytes(block_count))
         self._bits = bitarray(buffer=self._bytes, endian="little")
         self._count = 0

@@ -45,6 +45,7 @@ class BlockCache:
         self._plan = Plan(store.present, max(1, MAX_FETCH // store.block_size))
         self._work = {_DEMAND: trio.Event(), _PREFETCH: trio.Event()}
         self._backoff = Backoff()
+        self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
         self._resume_at = 0.0  # trio time before which nothing is asked
         self._last_failure: LazyfsError | None = None  # None while all goes well
         self._said = logging.NOTSET  # the highest level at which it was logged
@@ -239,7 +240,7 @@ class BlockCache:
 
     def _retry_later(self, error: TransientError) -> None:
         """Hold all requests back for a while."""
-        delay = self._backoff.failed(random.random(), error.retry_after)
+        delay = self._backoff.failed(self._jitter(), error.retry_after)
         self._resume_at = trio.current_time() + delay
         self._failed(error, logging.WARNING if delay else logging.DEBUG, "; retrying")
 

@@ -34,8 +34,8 @@ USER_AGENT = f"lazyfs/{__version__}"
 
 # What mount(8) and fuse(8) know, and fusermount3 or the kernel takes as it is.
 _PASSED_ON = frozenset(
-    "allow_other allow_root auto_unmount dev nodev suid nosuid exec noexec atime noatime "
-    "dirsync sync async".split()
+    {"allow_other", "allow_root", "auto_unmount", "dev", "nodev", "suid", "nosuid", "exec"}
+    | {"noexec", "atime", "noatime", "dirsync", "sync", "async"}
 )
 # What means nothing to a mounted filesystem: it is for mount(8), systemd and fstab themselves; and
 # "rw", which mount(8) adds on its own account.
