@@ -24,7 +24,7 @@ from lazyfs.ranges import Span, blocks_of, bytes_of, clamp
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 5.0  # seconds: what a power cut may cost
+SYNC_EVERY = 5.0  # seconds: what a power cut may cost
 MAX_FETCH = 1 << 20  # bytes in one request
 
 _DEMAND = (Priority.DEMAND,)
@@ -49,6 +49,7 @@ class BlockCache:
         self._resume_at = 0.0  # trio time before which nothing is asked
         self._last_failure: LazyfsError | None = None  # None while all goes well
         self._said = logging.NOTSET  # the highest level at which it was logged
+        self._unsynced = False
         self._wanted = self._fetched = self._requests = self._failures = self._damaged = 0
 
     # The Device
@@ -90,7 +91,8 @@ class BlockCache:
         """Save what is not saved yet, and let go of the cache. ``run`` must have ended."""
         with trio.CancelScope(shield=True):
             try:
-                await self._save()
+                self._note_blocks()
+                await self._sync()
             finally:
                 self._store.close()
 
@@ -101,7 +103,7 @@ class BlockCache:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dispatch, _DEMAND, nursery)
             nursery.start_soon(self._dispatch, _PREFETCH, nursery)
-            nursery.start_soon(self._save_regularly)
+            nursery.start_soon(self._sync_regularly)
 
     async def _dispatch(self, priorities: tuple[Priority, ...], nursery: trio.Nursery) -> None:
         """Start fetches of these priorities as work and lanes turn up."""
@@ -135,6 +137,7 @@ class BlockCache:
             self._give_up(fetch, InternalError(f"{self._name}: {error!r}"))
         finally:
             self._plan.end(fetch)
+            self._note_blocks()
             self._work[_DEMAND].set()
             lane.release()
 
@@ -170,23 +173,34 @@ class BlockCache:
         """Bytes in a block: the last one may be shorter."""
         return bytes_of(Span(block, block + 1), self._block_size, self.identity.size).length
 
-    async def _save_regularly(self) -> None:
-        while True:
-            await trio.sleep(SAVE_EVERY)
-            try:
-                await self._save()
-            except CacheError as error:
-                log.error("%s: %s", self._name, error)
+    # Saving
 
-    async def _save(self) -> None:
+    def _note_blocks(self) -> None:
+        """Write down which blocks are present. A failure costs work after a crash, nothing else."""
         pages = self._plan.present.take_dirty()
         if not pages:
             return
+        self._unsynced = True
         try:
-            await trio.to_thread.run_sync(self._store.save, pages)
-        except BaseException:
+            self._store.note(pages)
+        except OSError as error:
             self._plan.present.mark_dirty(pages)
-            raise
+            log.error("%s: the cache's bitmap cannot be written: %s", self._name, error.strerror)
+
+    async def _sync_regularly(self) -> None:
+        while True:
+            await trio.sleep(SYNC_EVERY)
+            await self._sync()
+
+    async def _sync(self) -> None:
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        try:
+            await trio.to_thread.run_sync(self._store.sync)
+        except OSError as error:
+            self._unsynced = True
+            log.error("%s: the cache cannot be synced: %s", self._name, error.strerror)
 
     # Waiting
 

@@ -11,10 +11,12 @@ A disk cache is four files (and a lock)::
 
 **The crash rule.** A set bit is a claim, not a proof. Before a block is served for the first time
 after opening, it is read back and compared with its checksum; a block that fails is dropped and
-fetched again. So nothing has to be ordered for the sake of right data: a bit saved before its data,
-a torn page, a rotten sector and a file of another version all fail the comparison (the seed keeps a
-right block in the wrong place, or of the wrong image, from passing). Ordering only saves work:
-``save`` syncs data and sums before it writes the bits that speak of them.
+fetched again. So nothing has to be ordered, and no write waits for another: a bit that reached the disk before
+its data, a torn page, a rotten sector and a file of another version all fail the comparison (the
+seed keeps a right block in the wrong place, or of the wrong image, from passing).
+
+Bits are written when a request ends, so a killed daemon loses at most what was under way; all is
+synced every few seconds, so a power cut loses no more than those.
 
 A block of zeros has a checksum like any other, so a hole in ``sums`` vouches for nothing.
 
@@ -72,11 +74,15 @@ class Store(Protocol):
         """Keep one block; returns the blocks that had to go for it."""
         ...
 
-    def save(self, pages: Pages) -> None:
-        """Make all blocks kept so far durable, then these pages of the bitmap.
+    def note(self, pages: Pages) -> None:
+        """Write these pages of the bitmap; from then on they survive the end of this process.
 
-        May run in a thread. Raises CacheError.
+        Raises OSError.
         """
+        ...
+
+    def sync(self) -> None:
+        """Make all that was written survive a power cut. Runs in a thread. Raises OSError."""
         ...
 
     def close(self) -> None: ...
@@ -223,15 +229,13 @@ class DiskStore:
         self._verified.add(block)
         return []
 
-    def save(self, pages: Pages) -> None:
-        try:
-            os.fdatasync(self._data)
-            os.fdatasync(self._sums)
-            for number, content in pages:
-                _pwrite(self._bitmap, content, number * PAGE)
-            os.fdatasync(self._bitmap)
-        except OSError as error:
-            raise CacheError(f"the cache cannot be saved: {error.strerror}") from error
+    def note(self, pages: Pages) -> None:
+        for number, content in pages:
+            _pwrite(self._bitmap, content, number * PAGE)
+
+    def sync(self) -> None:
+        for fd in (self._data, self._sums, self._bitmap):
+            os.fdatasync(fd)
 
     def close(self) -> None:
         for fd in self._fds:
@@ -295,8 +299,11 @@ class MemoryStore:
             gone.append(self._blocks.popitem(last=False)[0])
         return gone
 
-    def save(self, pages: Pages) -> None:
-        """Memory has nothing to save."""
+    def note(self, pages: Pages) -> None:
+        """Memory ends with the process."""
+
+    def sync(self) -> None:
+        """Memory ends with the power."""
 
     def close(self) -> None:
         self._blocks.clear()

@@ -5,8 +5,8 @@
 resolves them again when that place expires (signed links do).
 
 Requests go to ``httpx.AsyncHTTPTransport`` and not to ``httpx.AsyncClient``: the client costs 1.5
-to 2 times the CPU a request, and what it adds (redirects, cookies, decoding) is what must be decided
-here. HTTP/1.1 only: HTTP/2 in Python is 3 to 6 times slower.
+to 2 times the CPU a request, and what it adds (redirects, cookies, decoding) is what must be
+decided here. HTTP/1.1 only: HTTP/2 in Python is 3 to 6 times slower.
 
 A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
 """
