@@ -11,9 +11,9 @@ A disk cache is four files (and a lock)::
 
 **The crash rule.** A set bit is a claim, not a proof. Before a block is served for the first time
 after opening, it is read back and compared with its checksum; a block that fails is dropped and
-fetched again. So nothing has to be ordered, and no write waits for another: a bit that reached the disk before
-its data, a torn page, a rotten sector and a file of another version all fail the comparison (the
-seed keeps a right block in the wrong place, or of the wrong image, from passing).
+fetched again. So no write has to wait for another: a bit that reached the disk before its data, a
+torn page, a rotten sector and a file of another version all fail the comparison (the seed keeps a
+right block in the wrong place, or of the wrong image, from passing).
 
 Bits are written when a request ends, so a killed daemon loses at most what was under way; all is
 synced every few seconds, so a power cut loses no more than those.
