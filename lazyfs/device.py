@@ -95,7 +95,9 @@ class Source(Protocol):
     @property
     def identity(self) -> Identity: ...
 
-    def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def stream(
+        self, offset: int, length: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
         """The bytes of a range, in order, in pieces of any length, as they come in.
 
         Exactly ``length`` bytes of this very identity, or a SourceError: what was handed out

@@ -37,11 +37,17 @@ class LazyfsError(Exception):
 
     exit_code = 1
     errno = errno.EIO
+    usual_cure = ""
 
     def __init__(self, message: str, cure: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.cure = cure
+        self.cure = cure or self.usual_cure
+
+    def about(self, image: str) -> "LazyfsError":
+        """This error, with the image that it happened to in front of its message."""
+        self.message = f"{image}: {self.message}"
+        return self
 
     def __str__(self) -> str:
         return f"{self.message}; {self.cure}" if self.cure else self.message
@@ -80,7 +86,7 @@ class TransientError(SourceError):
 
 
 class Unreachable(TransientError):
-    pass
+    usual_cure = "check the network and the URL"
 
 
 class ServerBusy(TransientError):

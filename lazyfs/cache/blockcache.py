@@ -141,7 +141,7 @@ class BlockCache:
             self._work[_DEMAND].set()
             lane.release()
 
-    async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes]) -> None:
+    async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes | bytearray]) -> None:
         """Cut a stream into blocks; store each and wake its waiters."""
         pending = bytearray()
         async for piece in pieces:

@@ -7,22 +7,21 @@ and the same each time.
 import hashlib
 import random
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.errors import LazyfsError
+from lazyfs.demo import programs
 from lazyfs.iso.catalog import write_iso
-from lazyfs.options import KIB, MIB
+from lazyfs.options import KIB
 
 SQUASHFS = "live/filesystem.squashfs"
 
 _FILES = 320
 _FILES_IN_A_DIRECTORY = 16
 _SMALLEST, _LARGEST = 4 * KIB, 240 * KIB
-_PADDING_FILES = 24
-_PADDING = MIB  # bytes in each
+_PADDING_FILES = 96
+_PADDING = 256 * KIB  # bytes in each
 _README = """\
 This image was made by "lazyfs demo". The squashfs in live/ holds a tree of
 files, as the image of a live system does; pool/ holds padding.
@@ -46,7 +45,7 @@ def build(directory: Path) -> Content:
     tree, iso = directory / "tree", directory / "demo.iso"
     in_squashfs = _write_files(tree, _tree(rng))
     squashfs = directory / "filesystem.squashfs"
-    _make_squashfs(tree, squashfs)
+    programs.run("mksquashfs", [tree, squashfs, "-no-progress", "-all-root", "-no-xattrs"])
     shutil.rmtree(tree)
     loose = directory / "loose"
     in_iso = _write_files(loose, {"README.txt": _README.encode(), **_padding(rng)})
@@ -75,15 +74,3 @@ def _write_files(directory: Path, files: Mapping[str, bytes]) -> Checksums:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-
-
-def _make_squashfs(tree: Path, target: Path) -> None:
-    done = subprocess.run(
-        ["mksquashfs", tree, target, "-noappend", "-no-progress", "-all-root", "-no-xattrs"],
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,  # Ctrl-C is ours to deal with
-    )
-    if done.returncode:
-        raise LazyfsError(f"mksquashfs failed: {done.stderr.strip()}")

@@ -1,7 +1,6 @@
 """A web server for one file: HTTP/1.1, kept-alive connections, ranges, validators (RFC 9110)."""
 
 import http.server
-import os
 import re
 import socketserver
 import threading
@@ -74,16 +73,12 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, file: Path, traffic: Traffic) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.traffic = traffic
+        self.file = file
         self.path = f"/{file.name}"
-        self.fd = os.open(file, os.O_RDONLY)
-        status = os.fstat(self.fd)
+        status = file.stat()
         self.size = status.st_size
         self.mtime = int(status.st_mtime)
         self.etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
-
-    def server_close(self) -> None:
-        super().server_close()
-        os.close(self.fd)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -110,7 +105,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content_range = f"bytes {wanted.start}-{wanted.stop - 1}/{self.server.size}"
             self._send(HTTPStatus.PARTIAL_CONTENT, wanted, {"Content-Range": content_range})
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def handle(self) -> None:
         try:
@@ -162,10 +158,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._head(status, {**length, **headers})
         if self.command == "HEAD":
             return
-        for start in range(content.start, content.stop, _CHUNK):
-            piece = os.pread(self.server.fd, min(_CHUNK, content.stop - start), start)
-            self.wfile.write(piece)
-            self.server.traffic.count_sent(len(piece))
+        with self.server.file.open("rb") as file:
+            file.seek(content.start)
+            for start in range(content.start, content.stop, _CHUNK):
+                piece = file.read(min(_CHUNK, content.stop - start))
+                self.server.traffic.count_sent(len(piece))  # first: who has it may look at once
+                self.wfile.write(piece)
 
     def _head(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -19,7 +19,6 @@ from pycdlib.pycdlibexception import PyCdlibException
 from lazyfs.errors import LazyfsError
 
 
-
 class Extent(NamedTuple):
     """Where a file lies in the image: bytes from its start, and bytes."""
 

@@ -1,12 +1,17 @@
 """An image on an HTTP server. Nothing else imports httpx.
 
-``HttpClient`` is one for a process: TLS, proxies, logins, and how many connections a host gets.
+``HttpClient`` is one for a process: TLS, proxies, logins, and how many requests a host gets.
 ``HttpSource`` is one image: it follows the redirects of its URL once, remembers where they led, and
 resolves them again when that place expires (signed links do).
 
-Requests go to ``httpx.AsyncHTTPTransport`` and not to ``httpx.AsyncClient``: the client costs 1.5
-to 2 times the CPU a request, and what it adds (redirects, cookies, decoding) is what must be
-decided here. HTTP/1.1 only: HTTP/2 in Python is 3 to 6 times slower.
+There are two ways to ask. The careful one, through httpx, knows proxies and every shape of an
+answer; it follows redirects. The direct one (``direct.py``) takes a fifth of its CPU time; it is
+tried first, unless a proxy stands between, and leaves to the careful one what it cannot tell. The
+answers of both are judged by the same rules (``httprange.py``).
+
+The careful way uses ``httpx.AsyncHTTPTransport`` and not ``httpx.AsyncClient``: what the client
+adds (redirects, cookies, decoding) is what must be decided here. HTTP/1.1 only: HTTP/2 in Python is
+3 to 6 times slower.
 
 A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
 """
@@ -17,23 +22,22 @@ import ssl
 import urllib.request
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import cast
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httpx
+import trio
 
 from lazyfs.device import Identity, Priority
-from lazyfs.errors import (
-    BadAnswer,
-    LazyfsError,
-    Unreachable,
-    UntrustedServer,
-    UsageError,
-)
+from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.options import HttpOptions
-from lazyfs.sources import httprange, urls
+from lazyfs.sources import http1, httprange, urls
+from lazyfs.sources.direct import DirectOrigin
+from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.lanes import HostLane, Lanes
+from lazyfs.sources.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +47,22 @@ MAX_REDIRECTS = 10
 _FAILURES: tuple[tuple[type[httpx.TransportError], str], ...] = (
     (httpx.ConnectTimeout, "cannot connect to {host}: no answer"),
     (httpx.TimeoutException, "{host} fell silent"),
-    (httpx.ProxyError, "the proxy on the way to {host} refuses"),
-    (httpx.ConnectError, "cannot connect to {host}"),
-    (httpx.RemoteProtocolError, "{host} broke off"),
-    (httpx.NetworkError, "the connection to {host} broke"),
-    (httpx.TransportError, "cannot talk to {host}"),
+    (httpx.ProxyError, "the proxy on the way to {host} refuses: {reason}"),
+    (httpx.ConnectError, "cannot connect to {host}: {reason}"),
+    (httpx.RemoteProtocolError, "{host} broke off: {reason}"),
+    (httpx.NetworkError, "the connection to {host} broke: {reason}"),
+    (httpx.TransportError, "cannot talk to {host}: {reason}"),
 )
+
+
+class Answer(Protocol):
+    """A status, header fields and a body, whichever way it came."""
+
+    status: int
+    headers: httprange.Headers
+
+    def __aiter__(self) -> AsyncIterator[bytes | bytearray]: ...
+    async def aclose(self) -> None: ...
 
 
 class HttpClient:
@@ -59,22 +73,41 @@ class HttpClient:
         self._netrc = _read_netrc() if options.netrc else None
         self._tls: ssl.SSLContext | None = None
         self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}
+        self._origins: dict[urls.Origin, DirectOrigin] = {}
         self._lanes: dict[str, Lanes] = {}
-        patience = options.stall
-        self.timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
+        self._links: dict[str, Link] = {}
 
     def lanes(self, host: str) -> Lanes:
         """The lanes of a host: ``connections`` in total, whatever is read from it."""
         return self._lanes.setdefault(host, Lanes(self._options.connections))
 
-    def transport(self, url: str) -> httpx.AsyncHTTPTransport:
-        """The connection pool for ``url``: one for each proxy, and one for going direct."""
-        proxy = self._options.proxy or _proxy_of_environment(url)
-        if proxy not in self._transports:
-            self._transports[proxy] = self._new_transport(proxy)
-        return self._transports[proxy]
+    def link(self, host: str) -> Link:
+        """What is known of the link to a host."""
+        return self._links.setdefault(host, Link())
 
-    def headers(self, url: str, home: str) -> list[tuple[str, str]]:
+    async def ask_carefully(self, url: str, fields: list[tuple[str, str]]) -> "CarefulAnswer":
+        """GET through the complete client. Raises a SourceError."""
+        patience = self._options.stall
+        timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
+        request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
+        host = urls.origin(url).host
+        try:
+            transport = self._transport(self._proxy(url))
+            return CarefulAnswer(await transport.handle_async_request(request), host)
+        except httpx.TransportError as error:
+            raise _translated(error, host) from error
+
+    def direct(self, url: str) -> DirectOrigin | None:
+        """The direct way to the server of ``url``; None if only the careful one leads there."""
+        origin = urls.origin(url)
+        if self._proxy(url) is not None or not origin.host.isascii():
+            return None
+        if origin not in self._origins:
+            tls = self._tls_context() if origin.scheme == "https" else None
+            self._origins[origin] = DirectOrigin(origin, tls, self._options.stall)
+        return self._origins[origin]
+
+    def fields(self, url: str, home: str) -> list[tuple[str, str]]:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
         fields = [("User-Agent", self._options.user_agent)]
         there = urls.origin(url)
@@ -95,25 +128,31 @@ class HttpClient:
         return self._options.insecure_redirects or not downgrade
 
     async def aclose(self) -> None:
+        for origin in self._origins.values():
+            await origin.aclose()
         for transport in self._transports.values():
             await transport.aclose()
+
+    def _proxy(self, url: str) -> str | None:
+        return self._options.proxy or _proxy_of_environment(url)
 
     def _netrc_login(self, host: str) -> tuple[str, str] | None:
         entry = self._netrc.authenticators(host) if self._netrc else None
         return (entry[0], entry[2] or "") if entry else None
 
+    def _transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
+        """The connection pool for a proxy, or for going without one."""
+        if proxy not in self._transports:
+            self._transports[proxy] = self._new_transport(proxy)
+        return self._transports[proxy]
+
     def _new_transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
+        # The lanes bound what is under way; the pool must never be a second queue.
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=55.0
+        )
         try:
-            return httpx.AsyncHTTPTransport(
-                verify=self._tls_context(),
-                proxy=proxy,
-                # The lanes bound what is under way; the pool must never be a second queue.
-                limits=httpx.Limits(
-                    max_connections=None,
-                    max_keepalive_connections=None,
-                    keepalive_expiry=60.0,
-                ),
-            )
+            return httpx.AsyncHTTPTransport(verify=self._tls_context(), proxy=proxy, limits=limits)
         except (ValueError, ImportError, httpx.InvalidURL) as error:
             raise UsageError(
                 f"the proxy {urls.shown(proxy or '')} cannot be used", "give http://HOST:PORT"
@@ -133,6 +172,73 @@ class HttpClient:
         return self._tls
 
 
+class CarefulAnswer:
+    """An answer that came through httpx."""
+
+    def __init__(self, response: httpx.Response, host: str) -> None:
+        self.status = response.status_code
+        self.headers: httprange.Headers = response.headers
+        self._response = response
+        self._host = host
+
+        self._pieces = cast(httpx.AsyncByteStream, response.stream).__aiter__()
+
+    def __aiter__(self) -> "CarefulAnswer":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except httpx.TransportError as error:
+            raise _translated(error, self._host) from error
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()
+
+
+class _Body:
+    """The body of a judged answer: exactly ``length`` bytes, and the link measured by them."""
+
+    def __init__(self, answer: Answer, length: int, link: Link) -> None:
+        self._pieces = answer.__aiter__()
+        self._left = length
+        self._link = link
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes | bytearray:
+        try:
+            piece = await self._pieces.__anext__()
+        except StopAsyncIteration:
+            if self._left:
+                raise Unreachable(f"the answer ended {self._left} bytes early") from None
+            raise
+        self._left -= len(piece)
+        if self._left < 0:
+            raise BadAnswer("the server sent more than the range asked for")
+        self._link.received(trio.current_time(), len(piece))
+        return piece
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an image is found now, and what a request there needs. ``url``: without login."""
+
+    url: str
+    host: str
+    authority: str  # host and port, as the Host field has them
+    path: str  # with the query, as the request line has them
+    direct: DirectOrigin | None  # None: only the careful way leads there
+
+    @classmethod
+    def at(cls, url: str, client: HttpClient) -> "_Place":
+        host, authority = urls.origin(url).host, urlsplit(url).netloc
+        return cls(url, host, authority, urls.on_the_wire(url), client.direct(url))
+
+
 class HttpSource:
     """One image behind a URL. A Source."""
 
@@ -141,9 +247,9 @@ class HttpSource:
         urls.parse(url)
         self._client = client
         self._home = url
-        self._target = urls.bare(url)
         self._name = urls.shown(url)
         self._identity = identity
+        self._place = _Place.at(urls.bare(url), client)
 
     @property
     def identity(self) -> Identity:
@@ -151,79 +257,101 @@ class HttpSource:
             raise BadAnswer(f"{self._name} has not been opened")
         return self._identity
 
+    @property
+    def link(self) -> Link:
+        return self._client.link(self._place.host)
+
     async def open(self) -> Identity:
         """Ask the server what the image is now; from then on that version is pinned.
 
         A ranged GET, not a HEAD: only this shows that ranges work, and some servers refuse HEAD.
+        Raises a SourceError.
         """
-        async with self._request(0, 1) as response:
-            self._identity = httprange.judge_opening(
-                self._name, response.status_code, response.headers
-            )
+        async with self._answer(0, 1) as answer:
+            self._identity = httprange.judge_opening(self._name, answer.status, answer.headers)
         return self._identity
 
     @asynccontextmanager
-    async def stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, offset: int, length: int
+    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
         """The bytes of a range as they come in; see ``device.Source``."""
-        async with self._request(offset, length) as response:
+        async with self._answer(offset, length) as answer:
             httprange.judge_answer(
-                self._name, response.status_code, response.headers, offset, length, self.identity
+                self._name, answer.status, answer.headers, offset, length, self.identity
             )
-            async with aclosing(self._exactly(response, length)) as pieces:
-                yield pieces
+            self.link.body_begins(trio.current_time())
+            try:
+                yield _Body(answer, length, self.link)
+            finally:
+                self.link.body_ends()
 
     async def lane(self, priority: Priority) -> HostLane:
-        return await self._client.lanes(urls.origin(self._target).host).acquire(priority)
+        return await self._client.lanes(self._place.host).acquire(priority)
 
     async def aclose(self) -> None:
         """Nothing is held here: connections belong to the client."""
 
-    async def _exactly(self, response: httpx.Response, length: int) -> AsyncGenerator[bytes, None]:
-        """The body, which must have exactly ``length`` bytes."""
-        received = 0
-        async for piece in cast(httpx.AsyncByteStream, response.stream):
-            received += len(piece)
-            if received > length:
-                raise BadAnswer(f"{self._name}: the server sent more than the range asked for")
-            yield piece
-        if received < length:
-            raise Unreachable(f"{self._name}: the answer ended {length - received} bytes early")
-
     @asynccontextmanager
-    async def _request(self, offset: int, length: int) -> AsyncIterator[httpx.Response]:
-        """The answer to a range request, redirects followed, failures translated."""
+    async def _answer(self, offset: int, length: int) -> AsyncIterator[Answer]:
+        """The answer to a range request; errors name the image."""
+        wanted = httprange.request_headers(offset, length)
         try:
-            response = await self._resolve(offset, length)
+            answer = await self._ask_directly(wanted) or await self._ask_carefully(wanted)
             try:
-                yield response
+                yield answer
             finally:
-                await response.aclose()
-        except httpx.TransportError as error:
-            raise _translated(error, self._name, urls.origin(self._target).host) from error
+                await answer.aclose()
+        except LazyfsError as error:
+            if self._name not in error.message:
+                error.about(self._name)
+            raise
 
-    async def _resolve(self, offset: int, length: int) -> httpx.Response:
+    async def _ask_directly(self, wanted: list[tuple[str, str]]) -> Answer | None:
+        """Ask where the redirects last led; None if only the careful way can tell."""
+        place = self._place
+        if place.direct is None:
+            return None
+        fields = self._client.fields(place.url, self._home) + wanted
+        asked = trio.current_time()
+        answer, reused = await place.direct.get(http1.request(place.authority, place.path, fields))
+        if self._moved(answer.status):
+            await answer.aclose()
+            return None
+        if answer.status == 206 and not answer.counted:
+            await answer.aclose()
+            log.info("%s: the server does not count the bytes of its answers", self._name)
+            self._place = replace(place, direct=None)
+            return None
+        if reused:
+            self.link.answered(trio.current_time() - asked)
+        return answer
+
+    async def _ask_carefully(self, wanted: list[tuple[str, str]]) -> Answer:
         """Ask where the redirects last led; if that has expired, start again at the first URL."""
-        home = urls.bare(self._home)
-        response = await self._follow(self._target, offset, length)
-        if self._target != home and response.status_code in httprange.EXPIRED:
-            await response.aclose()
+        answer = await self._follow(self._place.url, wanted)
+        if self._moved(answer.status):
+            await answer.aclose()
             log.info("%s: the redirect's target has expired, resolving it again", self._name)
-            self._target = home
-            response = await self._follow(home, offset, length)
-        return response
+            answer = await self._follow(urls.bare(self._home), wanted)
+        return answer
 
-    async def _follow(self, url: str, offset: int, length: int) -> httpx.Response:
+    def _moved(self, status: int) -> bool:
+        """Whether a status says that the image is no longer where it was found, but elsewhere."""
+        expired = status in httprange.EXPIRED and self._place.url != urls.bare(self._home)
+        return expired or status in httprange.REDIRECTS
+
+    async def _follow(self, url: str, wanted: list[tuple[str, str]]) -> Answer:
         """The first answer that is no redirect; its URL becomes the target if it is good."""
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._get(url, offset, length)
-            target = httprange.redirect_target(
-                self._name, url, response.status_code, response.headers
-            )
+            fields = self._client.fields(url, self._home) + wanted
+            answer = await self._client.ask_carefully(url, fields)
+            target = httprange.redirect_target(self._name, url, answer.status, answer.headers)
             if target is None:
-                if response.status_code == 206:
-                    self._target = url
-                return response
-            await response.aclose()
+                if answer.status == 206 and url != self._place.url:
+                    self._place = _Place.at(url, self._client)
+                return answer
+            await answer.aclose()
             if not self._client.may_follow(url, target):
                 raise BadAnswer(
                     f"{self._name}: the server redirects from https to http",
@@ -232,40 +360,11 @@ class HttpSource:
             url = urls.bare(target)
         raise BadAnswer(f"{self._name}: more than {MAX_REDIRECTS} redirects", "check the URL")
 
-    async def _get(self, url: str, offset: int, length: int) -> httpx.Response:
-        fields = self._client.headers(url, self._home)
-        request = httpx.Request(
-            "GET",
-            url,
-            headers=fields + httprange.request_headers(offset, length),
-            extensions={"timeout": self._client.timeouts},
-        )
-        return await self._client.transport(url).handle_async_request(request)
 
-
-def _translated(error: httpx.TransportError, image: str, host: str) -> LazyfsError:
+def _translated(error: httpx.TransportError, host: str) -> LazyfsError:
     """The error of ours that a failed request means."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return UntrustedServer(
-                f"{image}: the certificate of {host} does not hold: {cause.verify_message}",
-                "give the right authority with --cacert, or accept any with --insecure",
-            )
-    what = next(text for kind, text in _FAILURES if isinstance(error, kind)).format(host=host)
-    detail = str(error).strip()
-    return Unreachable(
-        f"{image}: {what}" + (f" ({detail})" if detail else ""), "check the network and the URL"
-    )
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """``error`` and all that it was raised from, nearest first."""
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__ or step.__context__
-    return chain
+    what = next(text for kind, text in _FAILURES if isinstance(error, kind))
+    return untrusted(host, error) or Unreachable(what.format(host=host, reason=reason(error)))
 
 
 def _proxy_of_environment(url: str) -> str | None:

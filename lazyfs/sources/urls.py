@@ -7,11 +7,12 @@ there) are secrets: they are sent to the server and kept out of everything else.
 import hashlib
 import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from lazyfs.errors import UsageError
 
 _PORTS = {"http": 80, "https": 443}
+_SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and what is escaped already
 _QUERY_VALUE = re.compile(r"=[^&;]*")
 
 
@@ -66,6 +67,13 @@ def bare(url: str) -> str:
     """``url`` without login and fragment: what goes into a request."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, _host_port(parts.netloc), parts.path or "/", parts.query, ""))
+
+
+def on_the_wire(url: str) -> str:
+    """Path and query as they stand in a request line; what may not stand there is escaped."""
+    parts = urlsplit(url)
+    query = f"?{quote(parts.query, _SAFE)}" if parts.query else ""
+    return quote(parts.path, _SAFE) + query
 
 
 def shown(url: str) -> str:

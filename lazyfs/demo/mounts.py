@@ -1,0 +1,118 @@
+"""What the tour mounts, and how it is undone.
+
+Whatever is interrupted may or may not have happened: so each clean-up begins before the deed, and
+goes by what the kernel says is there.
+"""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lazyfs.demo import programs
+from lazyfs.errors import LazyfsError, MountError
+from lazyfs.frontends.loop import loops_below
+from lazyfs.iso.catalog import Extent
+
+_END_LIMIT = 20.0  # seconds that an unmounted daemon may take to save its cache
+_ATTEMPTS = 5  # to get a loop device that somebody else did not take first
+
+
+@contextmanager
+def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> Iterator[None]:
+    """``lazyfs URL MOUNTPOINT``, as a user types it; unmounted at the end. Raises LazyfsError."""
+    command: list[str | Path] = [sys.executable, "-m", "lazyfs", url, mountpoint]
+    command += ["--cache-dir", cache, "--log-file", log_file]
+    # The daemon inherits one end of a pipe and holds it as long as it lives.
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as life:
+        launcher = None
+        try:
+            try:
+                launcher = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    pass_fds=[theirs],
+                    env={**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"},
+                    start_new_session=True,  # Ctrl-C is meant for the tour, which cleans up
+                )
+            finally:
+                os.close(theirs)
+            _, complaint = launcher.communicate()
+            if launcher.returncode:
+                raise MountError(complaint.strip().removeprefix("lazyfs: "))
+            yield
+        finally:
+            if launcher is not None:
+                launcher.wait()
+            _unmount("fusermount3", ["-u"], mountpoint)
+            _wait_for_end(life.fileno())
+
+
+@contextmanager
+def squashfs_mounted(image: Path, extent: Extent, mountpoint: Path) -> Iterator[None]:
+    """A squashfs within ``image``, mounted through a loop device. Needs root. Raises LazyfsError.
+
+    Of ``image`` nothing else may stand on a loop device.
+    """
+    try:
+        device = _attach(image, extent)
+        programs.run("mount", ["-t", "squashfs", "-o", "ro", device, mountpoint])
+        yield
+    finally:
+        _unmount("umount", [], mountpoint)
+        for device in loops_below(image):
+            programs.run("losetup", ["--detach", device])
+
+
+def can_loop_mount() -> bool:
+    """Whether this process may set up loop devices and mount what is on them."""
+    return os.geteuid() == 0 and os.access("/dev/loop-control", os.R_OK | os.W_OK)
+
+
+def _attach(image: Path, extent: Extent) -> str:
+    """Put a read-only loop device on a part of ``image``; returns the device."""
+    part = ["--offset", str(extent.offset), "--sizelimit", str(extent.length)]
+    for attempt in range(1, _ATTEMPTS + 1):
+        device = programs.run("losetup", ["--find"]).strip()
+        try:
+            programs.run("losetup", ["--read-only", *part, device, image])
+        except LazyfsError:
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            return device
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _unmount(program: str, options: list[str], mountpoint: Path) -> None:
+    """Unmount what is mounted there, if anything is; when somebody is still in it, lazily."""
+    if not _is_mounted(mountpoint):
+        return
+    try:
+        programs.run(program, [*options, mountpoint])
+    except LazyfsError:
+        programs.run(program, [*options, "-z" if program == "fusermount3" else "-l", mountpoint])
+
+
+def _is_mounted(mountpoint: Path) -> bool:
+    """By proc(5) mountinfo, which asks no filesystem that may be dead."""
+    escaped = os.fspath(mountpoint)
+    for char in "\\ \t\n":
+        escaped = escaped.replace(char, f"\\{ord(char):03o}")
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(line.split(" ")[4] == escaped for line in lines)
+
+
+def _wait_for_end(life: int) -> None:
+    """Wait until nobody holds the other end of this pipe."""
+    end = select.poll()
+    end.register(life)
+    if not end.poll(_END_LIMIT * 1000):
+        raise MountError("the daemon of the unmounted image does not end", "see: pgrep -a lazyfs")

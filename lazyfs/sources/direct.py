@@ -1,0 +1,192 @@
+"""Kept-alive connections to one origin, with as little between socket and answer as can be.
+
+For the requests that count: the ranges of an image whose server is known, without a proxy. What the
+codec (``http1.py``) does not interpret is left to the complete client (``http.py``).
+
+An idle connection may have been closed by the server in the meantime. One that shows it is dropped;
+one that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
+repeated (RFC 9110 section 9.2.2).
+"""
+
+import select
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol
+
+import trio
+
+from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.sources import http1
+from lazyfs.sources.failures import reason, untrusted
+from lazyfs.sources.urls import Origin
+
+_RECEIVE = 256 << 10  # bytes asked of the socket at a time
+_IDLE = 55.0  # seconds that an unused connection is kept; servers close theirs after 60 or 75
+
+
+class _Stream(Protocol):
+    """What a TCP and a TLS stream of trio have in common."""
+
+    async def send_all(self, data: bytes) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+    async def aclose(self) -> None: ...
+
+
+class _Connection:
+    """One connection, in use or idle."""
+
+    __slots__ = ("_poll", "idle_since", "stream")
+
+    def __init__(self, stream: _Stream, fd: int) -> None:
+        self.stream = stream
+        self.idle_since = 0.0
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def usable(self, now: float) -> bool:
+        """Whether it can be used again: young enough, and the server has not said anything.
+
+        Between answers a server has nothing to say but that it closes.
+        """
+        return now - self.idle_since < _IDLE and not self._poll.poll(0)
+
+
+class DirectAnswer:
+    """The answer to one request: its head, and its body as an async iterator of pieces."""
+
+    def __init__(
+        self, origin: "DirectOrigin", connection: _Connection, head: http1.Head, rest: bytes
+    ) -> None:
+        self.status = head.status
+        self.headers: Mapping[str, str] = head.headers
+        self.counted = head.length is not None
+        self._origin = origin
+        self._connection: _Connection | None = connection
+        self._keep = head.keep and self.counted and len(rest) <= (head.length or 0)
+        self._left = head.length or 0
+        self._rest = rest[: self._left]
+
+    def __aiter__(self) -> "DirectAnswer":
+        return self
+
+    async def __anext__(self) -> bytes | bytearray:
+        if self._left == 0 or self._connection is None:
+            raise StopAsyncIteration
+        piece: bytes | bytearray
+        if self._rest:
+            piece, self._rest = self._rest, b""
+        else:
+            piece = await self._origin.receive(self._connection, min(self._left, _RECEIVE))
+        self._left -= len(piece)
+        return piece
+
+    async def aclose(self) -> None:
+        """Give the connection back if the whole answer was read, else close it."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._keep and self._left == 0:
+            self._origin.give_back(connection)
+        else:
+            await _close(connection)
+
+
+class DirectOrigin:
+    """Connections to one origin."""
+
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None, patience: float) -> None:
+        """``patience``: seconds that a silent server is waited for."""
+        self._origin = origin
+        self._tls = tls
+        self._patience = patience
+        self._idle: deque[_Connection] = deque()
+
+    async def get(self, request: bytes) -> tuple[DirectAnswer, bool]:
+        """Send ``request``; returns its answer, and whether the connection was open before.
+
+        Raises Unreachable, UntrustedServer or BadAnswer.
+        """
+        connection = await self._reuse()
+        if connection is not None:
+            try:
+                return await self._exchange(connection, request), True
+            except Unreachable:
+                pass  # most likely closed by the server while it was idle
+        return await self._exchange(await self._connect(), request), False
+
+    async def receive(self, connection: _Connection, most: int) -> bytes | bytearray:
+        """At least one byte of an answer. Raises Unreachable."""
+        try:
+            with trio.fail_after(self._patience):
+                piece = await connection.stream.receive_some(most)
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{self._origin.host} fell silent") from error
+        except (trio.BrokenResourceError, OSError) as error:
+            raise Unreachable(f"the connection to {self._origin.host} broke") from error
+        if not piece:
+            raise Unreachable(f"{self._origin.host} broke off")
+        return piece
+
+    def give_back(self, connection: _Connection) -> None:
+        connection.idle_since = trio.current_time()
+        self._idle.append(connection)
+
+    async def aclose(self) -> None:
+        while self._idle:
+            await _close(self._idle.pop())
+
+    async def _reuse(self) -> _Connection | None:
+        """The idle connection that was used last, if one is still good."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable(trio.current_time()):
+                return connection
+            await _close(connection)
+        return None
+
+    async def _connect(self) -> _Connection:
+        host = self._origin.host
+        try:
+            with trio.fail_after(self._patience):
+                tcp = await trio.open_tcp_stream(host, self._origin.port)
+                if self._tls is None:
+                    return _Connection(tcp, tcp.socket.fileno())
+                tls = trio.SSLStream(tcp, self._tls, server_hostname=host, https_compatible=True)
+                await tls.do_handshake()
+                return _Connection(tls, tcp.socket.fileno())
+        except trio.TooSlowError as error:
+            raise Unreachable(f"cannot connect to {host}: no answer") from error
+        except (trio.BrokenResourceError, OSError) as error:
+            raise _refused(host, error) from error
+
+    async def _exchange(self, connection: _Connection, request: bytes) -> DirectAnswer:
+        """One request and the head of its answer. Closes the connection if that fails."""
+        try:
+            await self._send(connection, request)
+            received = bytearray()
+            while (parsed := http1.parse_head(received)) is None:
+                received += await self.receive(connection, _RECEIVE)
+            head, taken = parsed
+            return DirectAnswer(self, connection, head, bytes(received[taken:]))
+        except BaseException:
+            await _close(connection)
+            raise
+
+    async def _send(self, connection: _Connection, request: bytes) -> None:
+        try:
+            with trio.fail_after(self._patience):
+                await connection.stream.send_all(request)
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{self._origin.host} takes no requests") from error
+        except (trio.BrokenResourceError, OSError) as error:
+            raise Unreachable(f"the connection to {self._origin.host} broke") from error
+
+
+async def _close(connection: _Connection) -> None:
+    """Close at once: there is nothing to say goodbye for."""
+    await trio.aclose_forcefully(connection.stream)  # type: ignore[arg-type]  # any trio stream
+
+
+def _refused(host: str, error: Exception) -> LazyfsError:
+    return untrusted(host, error) or Unreachable(f"cannot connect to {host}: {reason(error)}")

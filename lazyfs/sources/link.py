@@ -1,0 +1,53 @@
+"""What a link does: its round trip and its rate, as the answers show them. Pure.
+
+Times are seconds of any one clock, handed in. The round trip is the time from asking to the first
+byte on a connection that was open; the smallest counts, since anything above it is queueing, and it
+gives way slowly, since routes change. The rate is what comes in, over all connections together,
+while at least one body is under way: pauses of the readers do not count.
+"""
+
+_FORGET = 0.02  # how far a larger round trip pulls the estimate up
+_SMOOTH = 0.3  # how far one sample moves the rate
+_SAMPLE_TIME = 0.05  # seconds; shorter bursts show buffers, not the link
+_SAMPLE_BYTES = 256 << 10
+
+
+class Link:
+    """The estimates for one host."""
+
+    def __init__(self) -> None:
+        self.round_trip = 0.0  # seconds; 0 until known
+        self.rate = 0.0  # bytes a second; 0 until known
+        self._bodies = 0
+        self._since = 0.0
+        self._bytes = 0
+
+    @property
+    def bandwidth_delay(self) -> int:
+        """Bytes that the link holds: what must be under way to use all of it. 0 until known."""
+        return int(self.round_trip * self.rate)
+
+    def answered(self, seconds: float) -> None:
+        """The first byte came this long after asking."""
+        if not self.round_trip or seconds < self.round_trip:
+            self.round_trip = seconds
+        else:
+            self.round_trip += _FORGET * (seconds - self.round_trip)
+
+    def body_begins(self, now: float) -> None:
+        self._bodies += 1
+        if self._bodies == 1:
+            self._since, self._bytes = now, 0
+
+    def received(self, now: float, length: int) -> None:
+        """``length`` bytes of some body came in."""
+        self._bytes += length
+        elapsed = now - self._since
+        if elapsed < _SAMPLE_TIME or self._bytes < _SAMPLE_BYTES:
+            return
+        sample = self._bytes / elapsed
+        self.rate += (_SMOOTH if self.rate else 1.0) * (sample - self.rate)
+        self._since, self._bytes = now, 0
+
+    def body_ends(self) -> None:
+        self._bodies -= 1
