@@ -147,15 +147,19 @@ class BlockCache:
         async for piece in pieces:
             self._fetched += len(piece)
             pending += piece
-            needed = self._length_of(fetch.next)
-            while fetch.next < fetch.blocks.stop and len(pending) >= needed:
+            whole = self._whole_blocks(fetch, len(pending))
+            if whole:
                 with memoryview(pending) as view:
-                    self._keep(fetch, view[:needed])
-                del pending[:needed]
-                needed = self._length_of(fetch.next)
+                    self._keep(fetch, view[:whole])
+                del pending[:whole]
+
+    def _whole_blocks(self, fetch: Fetch, received: int) -> int:
+        """How many of ``received`` bytes make up whole blocks; the image's last may be shorter."""
+        left = bytes_of(Span(fetch.next, fetch.blocks.stop), self._block_size, self.identity.size)
+        return received if received >= left.length else received - received % self._block_size
 
     def _keep(self, fetch: Fetch, content: memoryview) -> None:
-        """Store the next block of ``fetch``. The store comes first: a set bit must be true."""
+        """Store the next blocks of ``fetch``. The store comes first: a set bit must be true."""
         try:
             gone = self._store.put(fetch.next, content)
         except OSError as error:
@@ -165,13 +169,10 @@ class BlockCache:
             ) from error
         if self._last_failure is not None:
             self._recovered()
-        for waiter in self._plan.arrived(fetch):
-            waiter.wake(None)
+        for _ in range(-(-len(content) // self._block_size)):
+            for waiter in self._plan.arrived(fetch):
+                waiter.wake(None)
         self._plan.lost(gone)
-
-    def _length_of(self, block: int) -> int:
-        """Bytes in a block: the last one may be shorter."""
-        return bytes_of(Span(block, block + 1), self._block_size, self.identity.size).length
 
     # Saving
 

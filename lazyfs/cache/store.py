@@ -71,7 +71,10 @@ class Store(Protocol):
         ...
 
     def put(self, block: int, content: bytes | memoryview) -> list[int]:
-        """Keep one block; returns the blocks that had to go for it."""
+        """Keep whole blocks from ``block`` on; returns those that had to go for them.
+
+        Raises OSError.
+        """
         ...
 
     def note(self, pages: Pages) -> None:
@@ -225,8 +228,10 @@ class DiskStore:
 
     def put(self, block: int, content: bytes | memoryview) -> list[int]:
         _pwrite(self._data, content, block * self.block_size)
-        _pwrite(self._sums, self._sum(block, content), block * _SUM)
-        self._verified.add(block)
+        sums = b"".join(self._sum(b, piece) for b, piece in _cut(block, content, self.block_size))
+        _pwrite(self._sums, sums, block * _SUM)
+        for number in range(block, block + len(sums) // _SUM):
+            self._verified.add(number)
         return []
 
     def note(self, pages: Pages) -> None:
@@ -293,7 +298,8 @@ class MemoryStore:
         return b"".join(pieces)
 
     def put(self, block: int, content: bytes | memoryview) -> list[int]:
-        self._blocks[block] = bytes(content)
+        for number, piece in _cut(block, content, self.block_size):
+            self._blocks[number] = bytes(piece)
         gone = []
         while len(self._blocks) > self._most:
             gone.append(self._blocks.popitem(last=False)[0])
@@ -377,6 +383,14 @@ def _extents(fd: int, length: int) -> Iterator[Span]:
             return
         position = os.lseek(fd, start, os.SEEK_HOLE)
         yield Span(start, min(position, length))
+
+
+def _cut(
+    first: int, content: bytes | memoryview, block_size: int
+) -> Iterator[tuple[int, bytes | memoryview]]:
+    """The blocks in ``content``, which begins with block number ``first``."""
+    for start in range(0, len(content), block_size):
+        yield first + start // block_size, content[start : start + block_size]
 
 
 def _pread(fd: int, span: Span) -> bytes:

@@ -22,7 +22,7 @@ def reason(error: BaseException) -> str:
     """The operating system's own words for a failure, or else the library's."""
     for cause in reversed(_causes(error)):
         if isinstance(cause, socket.gaierror):
-            return cause.strerror
+            return str(cause.strerror)
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
     return str(error).strip() or type(error).__name__
