@@ -16,6 +16,7 @@ class Priority(IntEnum):
 
     DEMAND = 0  # somebody waits for it
     READAHEAD = 1  # a reader is expected there soon
+    FILL = 2  # nobody is expected there; it completes the image
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,33 @@ class Statistics:
     damaged: int = 0  # cached blocks that failed their checksum and were dropped
 
 
+class Link(Protocol):
+    """What is known of the way to a source; each value is 0 until it has been measured."""
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds from asking to the first byte, when nothing else is under way."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, over all connections together."""
+        ...
+
+    @property
+    def bandwidth_delay(self) -> int:
+        """Bytes that must be under way to use all of the link."""
+        ...
+
+
 class Device(Protocol):
     """A readable image, or a view of one."""
 
     @property
     def identity(self) -> Identity: ...
+
+    @property
+    def link(self) -> Link: ...
 
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes at ``offset``; fewer than ``length`` only at the end of the image.
@@ -94,6 +117,9 @@ class Source(Protocol):
 
     @property
     def identity(self) -> Identity: ...
+
+    @property
+    def link(self) -> Link: ...
 
     def stream(
         self, offset: int, length: int

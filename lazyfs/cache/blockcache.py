@@ -18,14 +18,15 @@ import trio
 from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
 from lazyfs.cache.store import Store
-from lazyfs.device import Identity, Lane, Priority, Source, Statistics
+from lazyfs.device import Identity, Lane, Link, Priority, Source, Statistics
 from lazyfs.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
 from lazyfs.ranges import Span, blocks_of, bytes_of, clamp
 
 log = logging.getLogger(__name__)
 
 SYNC_EVERY = 5.0  # seconds: what a power cut may cost
-MAX_FETCH = 1 << 20  # bytes in one request
+SMALLEST_FETCH = 1 << 20  # bytes that one request may ask for on any link
+LARGEST_FETCH = 8 << 20
 
 _DEMAND = (Priority.DEMAND,)
 _PREFETCH = tuple(p for p in Priority if p is not Priority.DEMAND)
@@ -42,7 +43,7 @@ class BlockCache:
         self._store = store
         self._timeout = timeout
         self._block_size = store.block_size
-        self._plan = Plan(store.present, max(1, MAX_FETCH // store.block_size))
+        self._plan = Plan(store.present)
         self._work = {_DEMAND: trio.Event(), _PREFETCH: trio.Event()}
         self._backoff = Backoff()
         self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
@@ -53,6 +54,10 @@ class BlockCache:
         self._wanted = self._fetched = self._requests = self._failures = self._damaged = 0
 
     # The Device
+
+    @property
+    def link(self) -> Link:
+        return self._source.link
 
     async def read(self, offset: int, length: int) -> bytes:
         span = clamp(offset, length, self.identity.size)
@@ -115,11 +120,16 @@ class BlockCache:
             await trio.sleep_until(self._resume_at)
             lane = await self._source.lane(priorities[0])
             held_back = trio.current_time() < self._resume_at
-            fetch = None if held_back else self._plan.next_fetch(priorities)
+            fetch = None if held_back else self._plan.next_fetch(priorities, self._most_blocks())
             if fetch is None:
                 lane.release()
             else:
                 nursery.start_soon(self._fetch, fetch, lane)
+
+    def _most_blocks(self) -> int:
+        """Blocks in one request: enough that its round trip is small beside its transfer."""
+        size = min(max(2 * self.link.bandwidth_delay, SMALLEST_FETCH), LARGEST_FETCH)
+        return max(1, size // self._block_size)
 
     async def _fetch(self, fetch: Fetch, lane: Lane) -> None:
         """Run one request to its end, whatever that is. Never raises but when cancelled."""

@@ -46,10 +46,8 @@ class Fetch:
 class Plan:
     """The state of one image's blocks."""
 
-    def __init__(self, present: Bitmap, max_fetch: int) -> None:
-        """``max_fetch``: the most blocks that one request asks for."""
+    def __init__(self, present: Bitmap) -> None:
         self.present = present
-        self._max_fetch = max_fetch
         self._under_way: dict[int, Fetch] = {}
         self._waiters: dict[int, list[Waiter]] = {}
         self._queues: dict[Priority, deque[Span]] = {p: deque() for p in Priority}
@@ -81,13 +79,13 @@ class Plan:
 
     # What the source does
 
-    def next_fetch(self, priorities: Iterable[Priority]) -> Fetch | None:
+    def next_fetch(self, priorities: Iterable[Priority], most: int) -> Fetch | None:
         """Take the next request, from the first of ``priorities`` that has any work.
 
-        Its blocks count as under way until ``end``.
+        ``most``: blocks that it may ask for. They count as under way until ``end``.
         """
         for priority in priorities:
-            blocks = self._next_run(priority)
+            blocks = self._next_run(priority, most)
             if blocks is not None:
                 fetch = Fetch(blocks, priority)
                 for block in range(blocks.start, blocks.stop):
@@ -164,7 +162,7 @@ class Plan:
             queue.popleft()
         return None
 
-    def _next_run(self, priority: Priority) -> Span | None:
+    def _next_run(self, priority: Priority, most: int) -> Span | None:
         """Cut a run of needed blocks from the head of a queue.
 
         It goes on into later ranges of the queue where they adjoin: neighbours that different
@@ -173,7 +171,7 @@ class Plan:
         head = self._head(priority)
         if head is None:
             return None
-        limit = min(head.start + self._max_fetch, self.present.block_count)
+        limit = min(head.start + most, self.present.block_count)
         reach = self._reach(head, priority)
         stop = head.start + 1
         while stop < min(reach, limit) and self._needed(stop, priority):

@@ -78,7 +78,7 @@ class Catalog:
         """The entries of a directory; of those with one name, the first on disk."""
         found: dict[str, DirectoryRecord] = {}
         for child in directory.children:
-            if not child.is_dot() and not child.is_dotdot():
+            if not (child.is_dot() or child.is_dotdot() or _is_elsewhere(child)):
                 found.setdefault(self._name(child), _in_its_place(child))
         return found
 
@@ -135,3 +135,8 @@ def _in_its_place(record: DirectoryRecord) -> DirectoryRecord:
     if rock_ridge is not None and rock_ridge.cl_to_moved_dr is not None:
         return rock_ridge.cl_to_moved_dr
     return record
+
+
+def _is_elsewhere(record: DirectoryRecord) -> bool:
+    """Whether this is where a directory was moved to, and not where it belongs."""
+    return record.rock_ridge is not None and record.rock_ridge.relocated_record()

@@ -1,6 +1,6 @@
 """A Device that watches reads and sends hints down for those that will follow."""
 
-from lazyfs.device import Device, Identity, Priority, Statistics
+from lazyfs.device import Device, Identity, Link, Priority, Statistics
 from lazyfs.prefetch.readahead import ReadAhead
 
 
@@ -14,6 +14,10 @@ class Prefetcher:
     @property
     def identity(self) -> Identity:
         return self._below.identity
+
+    @property
+    def link(self) -> Link:
+        return self._below.link
 
     async def read(self, offset: int, length: int) -> bytes:
         ahead = self._readahead.note(offset, length)
