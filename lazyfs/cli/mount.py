@@ -107,7 +107,7 @@ def _parser() -> Parser:
     add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
     add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
     add("--no-cache", action="store_true", help="keep little, in memory only")
-    add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 64K)")
+    add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 32K)")
     server = parser.add_argument_group("server")
     add = server.add_argument
     add("--connections", metavar="N", type=_as(_connections), default=4, help="a host (default: 4)")

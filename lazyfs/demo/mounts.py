@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from lazyfs.frontends.loop import loops_below
 from lazyfs.iso.catalog import Extent
 
 _END_LIMIT = 20.0  # seconds that an unmounted daemon may take to save its cache
+_LOOK_EVERY = 0.1  # seconds
 _ATTEMPTS = 5  # to get a loop device that somebody else did not take first
 
 
@@ -26,10 +28,9 @@ def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> I
     """``lazyfs URL MOUNTPOINT``, as a user types it; unmounted at the end. Raises LazyfsError."""
     command: list[str | Path] = [sys.executable, "-m", "lazyfs", url, mountpoint]
     command += ["--cache-dir", cache, "--log-file", log_file]
-    # The daemon inherits one end of a pipe and holds it as long as it lives.
+    # Launcher and daemon inherit one end of a pipe, which thus is open for as long as they live.
     ours, theirs = os.pipe()
     with open(ours, "rb") as life:
-        launcher = None
         try:
             try:
                 launcher = subprocess.Popen(
@@ -49,10 +50,7 @@ def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> I
                 raise MountError(complaint.strip().removeprefix("lazyfs: "))
             yield
         finally:
-            if launcher is not None:
-                launcher.wait()
-            _unmount("fusermount3", ["-u"], mountpoint)
-            _wait_for_end(life.fileno())
+            _unmount_until_ended(mountpoint, life.fileno())
 
 
 @contextmanager
@@ -91,6 +89,22 @@ def _attach(image: Path, extent: Extent) -> str:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _unmount_until_ended(mountpoint: Path, life: int) -> None:
+    """Unmount, and wait until nobody holds the other end of the pipe ``life``.
+
+    A daemon whose launch was interrupted may mount only after we first looked.
+    """
+    end = select.poll()
+    end.register(life)
+    give_up_at = time.monotonic() + _END_LIMIT
+    while True:
+        _unmount("fusermount3", ["-u"], mountpoint)
+        if end.poll(_LOOK_EVERY * 1000):
+            return
+        if time.monotonic() > give_up_at:
+            raise MountError("the daemon of the unmounted image does not end", "see: ps -C lazyfs")
+
+
 def _unmount(program: str, options: list[str], mountpoint: Path) -> None:
     """Unmount what is mounted there, if anything is; when somebody is still in it, lazily."""
     if not _is_mounted(mountpoint):
@@ -108,11 +122,3 @@ def _is_mounted(mountpoint: Path) -> bool:
         escaped = escaped.replace(char, f"\\{ord(char):03o}")
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     return any(line.split(" ")[4] == escaped for line in lines)
-
-
-def _wait_for_end(life: int) -> None:
-    """Wait until nobody holds the other end of this pipe."""
-    end = select.poll()
-    end.register(life)
-    if not end.poll(_END_LIMIT * 1000):
-        raise MountError("the daemon of the unmounted image does not end", "see: pgrep -a lazyfs")

@@ -95,14 +95,10 @@ def _walk(audience: Audience, cleanup: ExitStack) -> Outcome:
         _read_squashfs(audience, cleanup, made, image, places["squashfs"])
     else:
         _read_extents(audience, made, image)
-    return Outcome(
-        image_size=size,
-        sent=traffic.sent,
-        requests=traffic.requests,
-        # Not st_blocks, which may be a second old.
-        cached=int(os.getxattr(image, "user.lazyfs.cached")),
-        seconds=time.monotonic() - started,
-    )
+    seconds = time.monotonic() - started
+    # Before the traffic: read-ahead may still go on. Not st_blocks, which may be a second old.
+    cached = int(os.getxattr(image, "user.lazyfs.cached"))
+    return Outcome(size, traffic.sent, traffic.requests, cached, seconds)
 
 
 def _read_squashfs(

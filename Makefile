@@ -1,0 +1,57 @@
+# make demo   install what is missing, and show what lazyfs does
+# make test   install what is missing, check the code, and run all tests
+# make venv   lazyfs in .venv, and nothing else
+# make check  style, types and import rules
+# make clean  remove what was made here (system packages stay)
+#
+# PYTHON=/usr/bin/python3 chooses the interpreter (3.11 or later); ARGS='-k loop' goes to pytest.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+LOG := build/make.log
+NEED := PYTHON='$(PYTHON)' contrib/need-packages
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
+
+# $(call step,what,command): one line when it goes well, and everything that was said when not.
+step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
+	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
+
+.PHONY: demo test check venv clean packages-run packages-test
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+demo: venv
+	@$(BIN)/lazyfs demo
+
+test: packages-test check
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/with-tests
+	$(call step,style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+	$(call step,types,$(BIN)/mypy)
+	$(call step,import rules,$(BIN)/python -m pytest --quiet tests/pure/test_house.py)
+
+venv: .venv/ready
+
+.venv/ready: setup.cfg pyproject.toml | packages-run
+	$(call step,a virtual environment for lazyfs,$(PYTHON) -m venv --clear .venv)
+	$(call step,lazyfs and what it stands on,$(PIP) --editable .)
+	@touch $@
+
+.venv/with-tests: .venv/ready
+	$(call step,what the tests stand on,$(PIP) --editable '.[test]')
+	@touch $@
+
+packages-run:
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo '$(PYTHON) is not Python 3.11 or later: see make PYTHON=...' >&2; exit 1; }
+	$(call step,system packages,$(NEED) run)
+
+packages-test:
+	$(call step,system packages for the tests,$(NEED) test)
+
+clean:
+	rm -rf .venv build dist lazyfs.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

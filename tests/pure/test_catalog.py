@@ -1,0 +1,153 @@
+"""The catalog of an ISO: paths in, extents out."""
+
+import io
+from pathlib import Path
+
+import pycdlib
+import pytest
+
+from lazyfs.errors import LazyfsError
+from lazyfs.iso.catalog import Catalog, Extent, find_extent, write_iso
+
+FILES = {
+    "README.txt": b"read me\n",
+    "live/filesystem.squashfs": bytes(range(256)) * 100,
+    "live/deep/er/than that/é.bin": b"\xe9" * 2049,
+    "empty": b"",
+    "1/2/3/4/5/6/7/8/9/10/deeper than ISO 9660 allows": b"deep down",
+}
+
+
+def local_files(directory: Path) -> dict[str, Path]:
+    """FILES as files in ``directory``; their names there say nothing."""
+    local = {}
+    for number, (name, content) in enumerate(FILES.items()):
+        local[name] = directory / str(number)
+        local[name].write_bytes(content)
+    return local
+
+
+def image_of(directory: Path) -> bytes:
+    write_iso(directory / "x.iso", local_files(directory), "A_LABEL")
+    return (directory / "x.iso").read_bytes()
+
+
+def content_at(image: bytes, extent: Extent) -> bytes:
+    return image[extent.offset : extent.offset + extent.length]
+
+
+@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_extent_of_a_path_holds_its_content(tmp_path: Path, path: str, slash: str) -> None:
+    image = image_of(tmp_path)
+    extent = find_extent(io.BytesIO(image), slash + path)
+    assert content_at(image, extent) == FILES[path]
+    assert extent.offset % 2048 == 0
+
+
+def test_all_files_are_listed_and_no_directory(tmp_path: Path) -> None:
+    catalog = Catalog(io.BytesIO(image_of(tmp_path)))
+    assert sorted(catalog.files()) == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    "path", ["nothing", "live/nothing", "README.txt/below", "readme.txt", "live/../README.txt"]
+)
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path, path: str) -> None:
+    with pytest.raises(LazyfsError, match=f"^{path} is not in the image$"):
+        find_extent(io.BytesIO(image_of(tmp_path)), path)
+
+
+@pytest.mark.parametrize("path", ["/", "", "live", "live/deep/"])
+def test_a_directory_has_no_extent(tmp_path: Path, path: str) -> None:
+    with pytest.raises(LazyfsError, match="is not a regular file"):
+        find_extent(io.BytesIO(image_of(tmp_path)), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", bytes(1 << 20)])
+def test_what_is_no_iso_is_an_error(content: bytes) -> None:
+    with pytest.raises(LazyfsError, match="not a readable ISO 9660 image"):
+        Catalog(io.BytesIO(content))
+
+
+def test_a_truncated_iso_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LazyfsError, match="not a readable ISO 9660 image"):
+        Catalog(io.BytesIO(image_of(tmp_path)[: 17 * 2048]))
+
+
+def test_a_failing_read_comes_through() -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        Catalog(Broken())
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"rock_ridge": "1.09", "joliet": 3}, "By Rock Ridge.txt"),
+        ({"joliet": 3}, "By Joliet.txt"),
+        ({}, "plain.txt"),
+    ],
+)
+def test_names_are_the_best_that_the_image_has(options: dict[str, object], name: str) -> None:
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, **options)
+    iso.add_fp(
+        io.BytesIO(b"content"),
+        7,
+        "/PLAIN.TXT;1",
+        rr_name="By Rock Ridge.txt" if "rock_ridge" in options else None,
+        joliet_path="/By Joliet.txt" if "joliet" in options else None,
+    )
+    image = io.BytesIO()
+    iso.write_fp(image)
+    catalog = Catalog(image)
+    assert list(catalog.files()) == [name]
+    assert content_at(image.getvalue(), catalog.extent(name)) == b"content"
+
+
+def test_a_symlink_has_no_extent() -> None:
+    iso = pycdlib.PyCdlib()
+    iso.new(rock_ridge="1.09")
+    iso.add_symlink("/LINK.;1", "link", "README.txt")
+    image = io.BytesIO()
+    iso.write_fp(image)
+    catalog = Catalog(image)
+    assert list(catalog.files()) == []
+    with pytest.raises(LazyfsError, match="link is not a regular file"):
+        catalog.extent("link")
+
+
+def image_in_two_parts(gap: int) -> bytes:
+    """An image whose file ``big`` has two extents, as one of over 4 GiB would have.
+
+    pycdlib writes two neighbours, of which the second is then made to continue the first, ``gap``
+    sectors further on. Offsets in a directory record are those of ECMA-119, 9.1.
+    """
+    iso = pycdlib.PyCdlib()
+    iso.new(rock_ridge="1.09")
+    for number, length in enumerate((4096, 1000)):
+        content = bytes([number]) * length
+        iso.add_fp(io.BytesIO(content), length, f"/PART{number}.;1", rr_name="big")
+    written = io.BytesIO()
+    iso.write_fp(written)
+    image = bytearray(written.getvalue())
+    first, second = (image.index(b"PART%d.;1" % number) - 33 for number in range(2))
+    image[first + 25] |= 0x80  # more extents follow
+    image[second + 33 : second + 38] = b"PART0"
+    extent = int.from_bytes(image[second + 2 : second + 6], "little") + gap
+    image[second + 2 : second + 10] = extent.to_bytes(4, "little") + extent.to_bytes(4, "big")
+    return bytes(image)
+
+
+def test_a_file_in_several_extents_is_whole() -> None:
+    image = image_in_two_parts(gap=0)
+    assert content_at(image, find_extent(io.BytesIO(image), "big")) == bytes(4096) + b"\1" * 1000
+
+
+def test_extents_with_a_gap_between_them_are_an_error() -> None:
+    with pytest.raises(LazyfsError, match="big lies in several pieces"):
+        find_extent(io.BytesIO(image_in_two_parts(gap=1)), "big")

@@ -1,0 +1,404 @@
+"""Every judgement of an HTTP answer."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.device import Identity
+from lazyfs.errors import (
+    AccessDenied,
+    BadAnswer,
+    ImageChanged,
+    LazyfsError,
+    NoRanges,
+    NotFound,
+    ServerBusy,
+    SourceError,
+)
+from lazyfs.sources import httprange
+
+SIZE = 10_000
+MONDAY = "Mon, 06 Jan 2025 10:00:00 GMT"
+TUESDAY = "Tue, 07 Jan 2025 10:00:00 GMT"
+PINNED = Identity(SIZE, '"v1"', MONDAY)
+
+OFFSET, LENGTH = 100, 50  # what the tests of judge_answer ask for
+RIGHT = {"content-range": f"bytes 100-149/{SIZE}", "content-length": "50", "etag": '"v1"'}
+
+
+def answer(status: int = 206, **changes: str | None) -> dict[str, Any]:
+    """A right answer to the request for OFFSET and LENGTH, changed; None takes a field away."""
+    fields = RIGHT | {name.replace("_", "-"): value for name, value in changes.items()}
+    return {"status": status, "headers": {k: v for k, v in fields.items() if v is not None}}
+
+
+def judge(status: int, headers: dict[str, str], identity: Identity = PINNED) -> None:
+    httprange.judge_answer("img", status, headers, OFFSET, LENGTH, identity)
+
+
+def test_the_request() -> None:
+    assert httprange.request_headers(0, 1) == [
+        ("Range", "bytes=0-0"),
+        ("Accept-Encoding", "identity"),
+    ]
+    assert httprange.request_headers(4096, 8192)[0] == ("Range", "bytes=4096-12287")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"content_length": None},
+        {"content_encoding": "identity"},
+        {"content_encoding": ""},
+        {"content_encoding": " Identity "},
+        {"content_range": f"Bytes 100-149/{SIZE}"},
+        {"content_range": f" bytes 100-149/{SIZE} "},
+        {"content_type": "application/octet-stream"},
+        {"last_modified": TUESDAY},  # the strong tag decides
+    ],
+)
+def test_a_right_answer_passes(changes: dict[str, str | None]) -> None:
+    judge(**answer(**changes))
+
+
+BAD_RANGES = [
+    None,
+    "",
+    "bytes",
+    "100-149/10000",
+    "bytes 100-149",
+    "bytes 100-149/*",  # which size?
+    "bytes */10000",
+    "bytes */*",
+    "bytes -149/10000",
+    "bytes 100-/10000",
+    "bytes -100-149/10000",
+    "bytes 100--149/10000",
+    "bytes 100-149/-10000",
+    "bytes 149-100/10000",
+    "bytes 100-149/149",  # ends beyond its own size
+    "bytes 10000-10049/10000",
+    "bytes 0x64-0x95/10000",
+    "bytes 1e2-149/10000",
+    "bytes 100.0-149/10000",
+    "bytes 100-149/10000, bytes 100-149/10000",
+    "bytes=100-149/10000",
+    "items 100-149/10000",
+    f"bytes 100-149/{(1 << 62) + 1}",
+    f"bytes {1 << 64}-{(1 << 64) + 49}/{1 << 65}",
+    f"bytes 100-149/{'9' * 21}",
+    f"bytes {'9' * 5000}-{'9' * 5000}/{'9' * 5000}",
+    "bytes \u0661\u0660\u0660-149/10000",  # digits, but not HTTP's
+]
+
+
+@pytest.mark.parametrize("content_range", BAD_RANGES)
+def test_a_content_range_that_says_nothing_sound(content_range: str | None) -> None:
+    with pytest.raises(BadAnswer, match="img") as caught:
+        judge(**answer(content_range=content_range))
+    assert len(str(caught.value)) < 300
+    with pytest.raises(BadAnswer):
+        httprange.judge_opening("img", **answer(content_range=content_range))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"content_range": f"bytes 101-149/{SIZE}"}, BadAnswer),
+        ({"content_range": f"bytes 100-148/{SIZE}"}, BadAnswer),
+        ({"content_range": f"bytes 100-150/{SIZE}"}, BadAnswer),
+        ({"content_range": f"bytes 0-49/{SIZE}"}, BadAnswer),
+        ({"content_range": f"bytes 0-{SIZE - 1}/{SIZE}"}, BadAnswer),
+        ({"content_range": f"bytes 100-149/{SIZE - 1}"}, ImageChanged),
+        ({"content_range": f"bytes 100-149/{SIZE + 1}"}, ImageChanged),
+        ({"content_length": "49"}, BadAnswer),
+        ({"content_length": "51"}, BadAnswer),
+        ({"content_length": "-50"}, BadAnswer),
+        ({"content_length": "x"}, BadAnswer),
+        ({"etag": '"v2"'}, ImageChanged),
+        ({"etag": 'W/"v1"'}, ImageChanged),
+        ({"etag": None}, ImageChanged),
+        ({"content_encoding": "gzip"}, BadAnswer),
+        ({"content_encoding": "br"}, BadAnswer),
+        ({"content_encoding": "identity, gzip"}, BadAnswer),
+        ({"content_type": "multipart/byteranges; boundary=x"}, BadAnswer),
+        ({"content_type": "Multipart/Byteranges;boundary=x"}, BadAnswer),
+    ],
+)
+def test_a_206_that_is_not_what_was_asked_for(
+    changes: dict[str, str | None], error: type[LazyfsError]
+) -> None:
+    with pytest.raises(error, match="img"):
+        judge(**answer(**changes))
+
+
+STATUSES = [
+    (200, NoRanges),
+    (201, BadAnswer),
+    (204, BadAnswer),
+    (304, BadAnswer),
+    (400, BadAnswer),
+    (401, AccessDenied),
+    (403, AccessDenied),
+    (404, NotFound),
+    (405, BadAnswer),
+    (407, AccessDenied),
+    (408, ServerBusy),
+    (410, NotFound),
+    (425, ServerBusy),
+    (429, ServerBusy),
+    (451, BadAnswer),
+    (500, ServerBusy),
+    (501, BadAnswer),
+    (502, ServerBusy),
+    (503, ServerBusy),
+    (504, ServerBusy),
+    (505, BadAnswer),
+]
+
+
+@pytest.mark.parametrize(("status", "error"), STATUSES)
+def test_other_statuses(status: int, error: type[LazyfsError]) -> None:
+    for judged in (judge, lambda **a: httprange.judge_opening("img", **a)):
+        with pytest.raises(error, match="img") as caught:
+            judged(**answer(status))
+        assert type(caught.value) is error
+        assert caught.value.cure
+
+
+@pytest.mark.parametrize("status", [412, 416])
+def test_a_range_that_no_longer_exists_means_another_image(status: int) -> None:
+    with pytest.raises(ImageChanged):
+        judge(**answer(status, content_range=f"bytes */{SIZE - 5000}"))
+
+
+@pytest.mark.parametrize(
+    ("etag", "error"), [('"v1"', NoRanges), ('"v2"', ImageChanged), (None, ImageChanged)]
+)
+def test_a_whole_200_tells_a_changed_image_from_a_server_without_ranges(
+    etag: str | None, error: type[LazyfsError]
+) -> None:
+    with pytest.raises(error):
+        judge(**answer(200, content_range=None, content_length=str(SIZE), etag=etag))
+
+
+# Opening
+
+
+def opened(status: int = 206, **fields: str) -> Identity:
+    headers = {"content-range": f"bytes 0-0/{SIZE}"}
+    headers |= {name.replace("_", "-"): value for name, value in fields.items()}
+    return httprange.judge_opening("img", status, headers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "identity"),
+    [
+        ({}, Identity(SIZE)),
+        ({"etag": '"v1"'}, Identity(SIZE, '"v1"')),
+        ({"etag": '"v1"', "last_modified": MONDAY}, PINNED),
+        ({"etag": 'W/"v1"'}, Identity(SIZE)),
+        ({"etag": 'W/"v1"', "last_modified": MONDAY}, Identity(SIZE, None, MONDAY)),
+        ({"etag": 'w/"v1"'}, Identity(SIZE)),
+        ({"etag": "v1"}, Identity(SIZE)),
+        ({"etag": '"v1'}, Identity(SIZE)),
+        ({"etag": '"a"b"'}, Identity(SIZE)),
+        ({"etag": '"v 1"'}, Identity(SIZE)),
+        ({"etag": '"v1", "v2"'}, Identity(SIZE)),
+        ({"etag": '""'}, Identity(SIZE, '""')),
+        ({"etag": '"\xe9"'}, Identity(SIZE, '"\xe9"')),
+        ({"content_range": "bytes 0-0/1"}, Identity(1)),
+        ({"content_range": f"bytes 0-0/{1 << 62}"}, Identity(1 << 62)),
+    ],
+)
+def test_opening_learns_the_identity(fields: dict[str, str], identity: Identity) -> None:
+    assert opened(**fields) == identity
+    assert identity.pinned == (identity.etag is not None or identity.last_modified is not None)
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "error", "says"),
+    [
+        (416, {"content_range": "bytes */0"}, BadAnswer, "empty"),
+        (200, {"content_length": "0"}, BadAnswer, "empty"),
+        (200, {"content_length": "5"}, NoRanges, "range"),
+        (206, {"content_range": f"bytes 1-1/{SIZE}"}, BadAnswer, "another range"),
+        (206, {"content_range": f"bytes 0-99/{SIZE}"}, BadAnswer, "another range"),
+        (206, {"content_encoding": "gzip"}, BadAnswer, "gzip"),
+        (206, {"content_type": "multipart/byteranges"}, BadAnswer, "multipart"),
+    ],
+)
+def test_opening_refuses(
+    status: int, fields: dict[str, str], error: type[LazyfsError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        opened(status, **fields)
+
+
+# Identity
+
+ETAGS = st.sampled_from([None, '"v1"', '"v2"'])
+DATES = st.sampled_from([None, MONDAY, TUESDAY])
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "same"),
+    [
+        (PINNED, PINNED, True),
+        (PINNED, Identity(SIZE + 1, '"v1"', MONDAY), False),
+        (PINNED, Identity(SIZE, '"v1"', TUESDAY), True),
+        (PINNED, Identity(SIZE, '"v1"', None), True),
+        (PINNED, Identity(SIZE, '"v2"', MONDAY), False),
+        (PINNED, Identity(SIZE, None, MONDAY), False),
+        (Identity(SIZE, None, MONDAY), PINNED, True),  # Apache: a weak tag, a strong one later
+        (Identity(SIZE, None, MONDAY), Identity(SIZE, None, TUESDAY), False),
+        (Identity(SIZE, None, MONDAY), Identity(SIZE, '"v1"', None), False),
+        (Identity(SIZE), PINNED, True),
+        (Identity(SIZE), Identity(SIZE + 1), False),
+    ],
+)
+def test_matching(first: Identity, later: Identity, same: bool) -> None:
+    assert first.matches(later) is same
+
+
+@given(etag=ETAGS, date=DATES, later_etag=ETAGS, later_date=DATES, growth=st.integers(-1, 1))
+def test_an_answer_passes_exactly_when_it_is_of_the_same_identity(
+    etag: str | None, date: str | None, later_etag: str | None, later_date: str | None, growth: int
+) -> None:
+    identity = Identity(SIZE, etag, date)
+    later = answer(
+        content_range=f"bytes 100-149/{SIZE + growth}", etag=later_etag, last_modified=later_date
+    )
+    if identity.matches(Identity(SIZE + growth, later_etag, later_date)):
+        judge(**later, identity=identity)
+    else:
+        with pytest.raises(ImageChanged):
+            judge(**later, identity=identity)
+
+
+# Retry-After
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "120"}, 120.0),
+        ({"retry-after": " 7 "}, 7.0),
+        ({"retry-after": TUESDAY, "date": MONDAY}, 86400.0),
+        ({"retry-after": MONDAY, "date": TUESDAY}, 0.0),
+        ({"retry-after": TUESDAY}, None),
+        ({"retry-after": TUESDAY, "date": "today"}, None),
+        ({"retry-after": "Tue, 07 Jan 2025 10:00:00 -0000", "date": MONDAY}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "1.5"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "\u00b2"}, None),
+        ({"retry-after": ""}, None),
+    ],
+)
+def test_retry_after(fields: dict[str, str], seconds: float | None) -> None:
+    assert httprange.retry_after(fields) == seconds
+
+
+def test_a_huge_retry_after_stays_a_number() -> None:
+    assert 1e8 <= (httprange.retry_after({"retry-after": "9" * 400}) or 0) < 1e9
+
+
+@given(value=st.text(max_size=40), date=st.sampled_from(["", MONDAY]))
+def test_no_retry_after_breaks_the_judge(value: str, date: str) -> None:
+    delay = httprange.retry_after({"retry-after": value, "date": date})
+    assert delay is None or 0 <= delay < 1e12
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_says_when(status: int) -> None:
+    with pytest.raises(ServerBusy) as caught:
+        judge(**answer(status, retry_after="30"))
+    assert caught.value.retry_after == 30.0
+
+
+# Redirects
+
+URL = "https://host/dir/a.iso?x=1"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("https://other/b.iso", "https://other/b.iso"),
+        ("http://other:8080/b.iso?sig=%2F", "http://other:8080/b.iso?sig=%2F"),
+        ("/b.iso", "https://host/b.iso"),
+        ("b.iso", "https://host/dir/b.iso"),
+        ("../b.iso", "https://host/b.iso"),
+        ("//other/b.iso", "https://other/b.iso"),
+        ("?y=2", "https://host/dir/a.iso?y=2"),
+    ],
+)
+def test_redirects(status: int, location: str, target: str) -> None:
+    assert httprange.redirect_target("img", URL, status, {"location": location}) == target
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        None,
+        "",
+        "ftp://other/b.iso",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "data:,x",
+        "https://[::1/b.iso",  # an address without its end
+        "https://other:99999/b.iso",
+        "https://other:x/b.iso",
+        "https:///b.iso",
+        "https://",
+    ],
+)
+def test_redirects_to_nowhere(location: str | None) -> None:
+    headers = {} if location is None else {"location": location}
+    with pytest.raises(BadAnswer, match="img"):
+        httprange.redirect_target("img", URL, 302, headers)
+
+
+@pytest.mark.parametrize("status", [200, 206, 300, 304, 305, 306, 404, 500])
+def test_no_redirect(status: int) -> None:
+    headers = {"location": "https://other/b.iso"}
+    assert httprange.redirect_target("img", URL, status, headers) is None
+
+
+# All of it
+
+FIELDS = ["content-range", "content-length", "content-encoding", "content-type"]
+FIELDS += ["etag", "last-modified", "retry-after", "date", "location"]
+VALUES = st.text(max_size=30) | st.sampled_from([*RIGHT.values(), MONDAY, "gzip", "5"])
+
+
+@given(
+    status=st.sampled_from([200, 206, 301, 404, 416, 503]) | st.integers(100, 599),
+    headers=st.dictionaries(st.sampled_from(FIELDS), VALUES),
+)
+def test_nothing_but_source_errors_comes_of_any_answer(
+    status: int, headers: dict[str, str]
+) -> None:
+    try:
+        judge(status, headers)
+    except SourceError:
+        pass
+    else:
+        assert status == 206
+        assert re.sub(r"\s", "", headers["content-range"]).lower() == f"bytes100-149/{SIZE}"
+        assert headers["etag"] == '"v1"'
+    try:
+        identity = httprange.judge_opening("img", status, headers)
+    except SourceError:
+        pass
+    else:
+        assert status == 206
+        assert 0 < identity.size <= httprange.MAX_SIZE

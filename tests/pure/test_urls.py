@@ -1,0 +1,277 @@
+"""What of a URL may be seen, and what it is called."""
+
+import string
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.errors import UsageError
+from lazyfs.sources import urls
+
+SECRET = "Hunter2Hunter2"
+WORD = st.text(string.ascii_letters + string.digits + "-._~%!$'()*+", min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/a.iso", "https://host/a.iso"),
+        ("https://host:8443/d/a.iso", "https://host:8443/d/a.iso"),
+        ("https://user@host/a.iso", "https://host/a.iso"),
+        ("https://user:pw@host/a.iso", "https://host/a.iso"),
+        ("https://user:p@w@host/a.iso", "https://host/a.iso"),
+        ("https://user:pw@[::1]:80/a.iso", "https://[::1]:80/a.iso"),
+        ("https://host/a.iso?sig=abc", "https://host/a.iso?sig=..."),
+        ("https://host/a.iso?sig=abc&t=1;u=2", "https://host/a.iso?sig=...&t=...;u=..."),
+        ("https://host/a.iso?sig=a=b==", "https://host/a.iso?sig=..."),
+        ("https://host/a.iso?abcdef", "https://host/a.iso?..."),
+        ("https://host/a.iso?", "https://host/a.iso"),
+        ("https://host/a.iso#fragment", "https://host/a.iso"),
+    ],
+)
+def test_shown(url: str, shown: str) -> None:
+    assert urls.shown(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://{SECRET}@host/a.iso",
+        f"https://user:{SECRET}@host/a.iso",
+        f"https://host/a.iso?{SECRET}",
+        f"https://host/a.iso?sig={SECRET}&x",
+        f"https://host/a.iso?{SECRET}&x=1",
+        f"https://host/a.iso?x=1&{SECRET}",
+        f"https://host/a.iso#{SECRET}",
+        f"https://user:{SECRET}@[bad/a.iso",
+        f"https://user:{SECRET}@host:99999/a.iso",
+        f"https://user:{SECRET}@host:x/a.iso",
+        f"https://user:{SECRET}/more@host/a.iso",  # a slash that should have been written %2F
+        f"https://user:{SECRET}#more@host/a.iso",
+        f"https://user:{SECRET}?more@host/a.iso",
+        f"https://user:more/{SECRET}@host/a.iso",
+        f"https://user:{SECRET}@/a.iso",
+        f"ftp://user:{SECRET}@host/a.iso",
+        f"user:{SECRET}@host:3128",  # how people write proxies
+        f"//user:{SECRET}@[bad/a.iso",
+    ],
+)
+def test_secrets_are_neither_shown_nor_in_an_error(url: str) -> None:
+    said = urls.shown(url)
+    try:
+        urls.parse(url)
+    except UsageError as error:
+        said += str(error)
+    assert SECRET not in said
+
+
+@given(
+    user=WORD,
+    password=WORD,
+    value=WORD,
+    host=st.sampled_from(["host", "127.0.0.1:8000", "[::1]", "xn--bcher-kva.example"]),
+    path=st.sampled_from(["", "/", "/a.iso", "/d/a%20b.iso"]),
+)
+def test_login_and_query_values_are_never_shown(
+    user: str, password: str, value: str, host: str, path: str
+) -> None:
+    url = f"https://S3{user}:S3{password}@{host}{path}?k=S3{value}&S3l=S3{value}#S3{value}"
+    assert urls.shown(url) == f"https://{host}{path}?k=...&S3l=..."
+    assert urls.login(url) is not None
+    assert "S3" not in urls.bare(url).partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host/a.iso",
+        "ftp://host/a.iso",
+        "file:///a.iso",
+        "nbd://host",
+        "https://",
+        "https:///a.iso",
+        "https://user@/a.iso",
+        "https://host:x/a.iso",
+        "https://host:99999/a.iso",
+        "https://[::1/a.iso",
+        "https://host/a b.iso",
+        "https://host/a\tb.iso",
+        "https://host/a\nb.iso",
+        "https://host/\x00",
+        "https://host/\x7f",
+        "https://host/\udcff",
+        " https://host/a.iso",
+        "https://host/a.iso\n",
+    ],
+)
+def test_what_is_no_url_is_refused_with_a_cure(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        urls.parse(url)
+    assert caught.value.cure
+
+
+@given(st.text(max_size=60) | st.text(max_size=60).map("https://".__add__))
+def test_any_text_is_a_url_or_a_usage_error(text: str) -> None:
+    urls.shown(text)
+    try:
+        urls.parse(text)
+    except UsageError:
+        return
+    assert urls.shown(text)
+    assert urls.origin(urls.bare(text)) == urls.origin(text)
+    assert urls.login(urls.bare(text)) is None
+    assert "#" not in urls.bare(text)
+    assert safe_name(urls.file_name(text))
+    assert safe_name(urls.cache_key(text))
+
+
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        ("https://host/", None),
+        ("https://user@host/", ("user", "")),
+        ("https://user:@host/", ("user", "")),
+        ("https://user:pw@host/", ("user", "pw")),
+        ("https://us%40er:p%3A%2Fw@host/", ("us@er", "p:/w")),
+        ("https://user:p:w@host/", ("user", "p:w")),
+    ],
+)
+def test_login(url: str, login: tuple[str, str] | None) -> None:
+    assert urls.login(url) == login
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("https://user:pw@host:81/a?x=1&y#f", "https://host:81/a?x=1&y"),
+        ("https://host", "https://host/"),
+        ("https://host?x", "https://host/?x"),
+        ("https://host/a%20b", "https://host/a%20b"),
+    ],
+)
+def test_bare(url: str, bare: str) -> None:
+    assert urls.bare(url) == bare
+
+
+# Origins
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://Host/a", ("http", "host", 80)),
+        ("https://host/a", ("https", "host", 443)),
+        ("HTTPS://host:8443/a", ("https", "host", 8443)),
+        ("http://user:pw@host:443/a", ("http", "host", 443)),
+        ("http://[::1]:81/", ("http", "::1", 81)),
+    ],
+)
+def test_origin(url: str, origin: tuple[str, str, int]) -> None:
+    assert urls.origin(url) == urls.Origin(*origin)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "may"),
+    [
+        ("https://host/a", "https://host/b", True),
+        ("https://host/a", "https://host:443/b", True),
+        ("https://host/a", "https://HOST/b", True),
+        ("http://host/a", "https://host/b", True),  # upgraded
+        ("https://host/a", "http://host/b", False),
+        ("http://host/a", "https://host:8443/b", False),
+        ("http://host:8080/a", "https://host/b", False),
+        ("https://host/a", "https://host:8443/b", False),
+        ("https://host/a", "https://other/b", False),
+        ("https://host/a", "https://host.evil/b", False),
+        ("https://host/a", "https://host@evil/b", False),
+        ("http://host/a", "https://other/b", False),
+    ],
+)
+def test_where_credentials_may_go(here: str, there: str, may: bool) -> None:
+    assert urls.origin(here).may_share(urls.origin(there)) is may
+
+
+# Names
+
+
+def safe_name(name: str) -> bool:
+    return (
+        name not in ("", ".", "..")
+        and "/" not in name
+        and all(c.isprintable() for c in name)
+        and len(name.encode()) <= 255
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/a.iso", "a.iso"),
+        ("https://host/d/a.iso?x=1#f", "a.iso"),
+        ("https://host/d/a.iso/", "a.iso"),
+        ("https://host/a%20b.iso", "a b.iso"),
+        ("https://host/%E2%82%AC.iso", "\u20ac.iso"),
+        ("https://host/a%2Fb.iso", "a_b.iso"),
+        ("https://host/a%00%0Ab.iso", "a__b.iso"),
+        ("https://host/%FF.iso", "\ufffd.iso"),
+        ("https://host/", "host"),
+        ("https://host", "host"),
+        ("https://host/..", "host"),
+        ("https://host/%2e%2E", "host"),
+        ("https://host/d/.", "host"),
+        ("https://host/" + "a" * 300, "a" * 255),
+        ("https://host/" + "\u20ac" * 100, "\u20ac" * 85),
+    ],
+)
+def test_file_name(url: str, name: str) -> None:
+    assert urls.file_name(url) == name
+
+
+@given(st.lists(st.text(max_size=100).map(quote) | st.sampled_from(["/", "..", "%2F"]), max_size=5))
+def test_file_names_are_safe_whatever_the_path(parts: list[str]) -> None:
+    assert safe_name(urls.file_name("https://host/" + "".join(parts)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://../", "https://./", "https://" + "a" * 300 + "/", "https://" + "\u20ac" * 90],
+    ids=["dots", "dot", "long", "long in bytes"],
+)
+def test_a_host_makes_a_safe_name_too(url: str) -> None:
+    assert safe_name(urls.file_name(url))
+
+
+# Cache keys
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\u20ac", "\U0001f600"])
+def test_a_cache_key_is_a_file_name_however_long_the_url(letter: str) -> None:
+    assert safe_name(urls.cache_key("https://host/" + letter * 200))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://host/a", "https://user:pw@host/a", True),
+        ("https://host/a", "https://host/a#f", True),
+        ("https://host", "https://host/", True),
+        ("https://host/a", "https://host/b", False),
+        ("https://host/a", "http://host/a", False),
+        ("https://host/a", "https://other/a", False),
+        ("https://host/a", "https://host:81/a", False),
+        ("https://host/a?x=1", "https://host/a?x=2", False),
+        ("https://host/a", "https://host/d/a", False),
+        ("https://host/a%2Fb", "https://host/a_b", False),
+    ],
+)
+def test_cache_keys_tell_images_apart(one: str, other: str, same: bool) -> None:
+    assert (urls.cache_key(one) == urls.cache_key(other)) is same
+
+
+def test_a_cache_key_holds_no_secret() -> None:
+    key = urls.cache_key(f"https://{SECRET}:{SECRET}@host/a.iso?sig={SECRET}")
+    assert key.startswith("a.iso-")
+    assert SECRET not in key

@@ -1,0 +1,1 @@
+"""The real thing: real servers, real mounts, real loop devices, real signals."""

@@ -1,0 +1,79 @@
+"""Fixtures for the real thing, and the rule that CI runs all of it."""
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .images import Images, cache_directory
+from .mounts import IS_ROOT, Lab
+from .servers import Nginx, Scripted
+
+_HERE = Path(__file__).parent
+
+
+def _must_run_all() -> bool:
+    """Whether a skipped test is a failed one: in CI, where everything that is needed is there."""
+    return os.environ.get("CI") == "true" and IS_ROOT and Path("/dev/fuse").exists()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    ours = _HERE in item.path.parents
+    if ours and report.skipped and not hasattr(report, "wasxfail") and _must_run_all():
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped where it must run: {reason}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _need_fuse() -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("there is no /dev/fuse")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse may not be opened")
+
+
+@pytest.fixture(scope="session")
+def images() -> Images:
+    return Images(cache_directory())
+
+
+@pytest.fixture(scope="session")
+def nginx(images: Images) -> Iterator[Nginx]:
+    """nginx with all images; nobody stops it."""
+    with Nginx(images.root) as server:
+        yield server
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def content() -> bytes:
+    """A small image: 4 MiB and 100 bytes of noise."""
+    return random.Random(7).randbytes((4 << 20) + 100)
+
+
+@pytest.fixture
+def scripted(content: bytes) -> Iterator[Scripted]:
+    """The server that answers by script, with the small image as ``image.raw``."""
+    with Scripted(**{"image.raw": content}) as server:
+        yield server
+
+
+@pytest.fixture
+def public_directory() -> Iterator[Path]:
+    """An empty directory that servers which give up root, and other users, can reach."""
+    directory = Path(tempfile.mkdtemp(prefix="lazyfs-public-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)

@@ -1,0 +1,390 @@
+"""HTTP servers on loopback: the real ones as they are installed, and one that answers by script."""
+
+import os
+import shutil
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from .waiting import eventually
+
+HTTP_DATE = "Mon, 06 Jan 2025 10:00:00 GMT"
+MTIME = 1736157600  # HTTP_DATE in POSIX seconds
+
+_START_WITHIN = 20.0  # seconds
+_APACHE_MODULES = Path("/usr/lib/apache2/modules")
+
+
+class RealServer:
+    """A server program that serves ``root`` from a port of its own; ``with`` starts and ends it.
+
+    It keeps its port from a ``stop`` to the next ``start``.
+    """
+
+    program = ""  # what is looked up on PATH
+    package = ""  # of Debian, where it is in
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.port = free_port()
+        self._home = Path(tempfile.mkdtemp(prefix="lazyfs-server-"))
+        self._home.chmod(0o755)  # a server that gives up root must get in
+        self.access_log = self._home / "access.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if not find_program(self.program):
+            shutil.rmtree(self._home)
+            pytest.skip(f"{self.program} is not installed (Debian package {self.package})")
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._home)
+
+    def url(self, name: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}/{name}"
+
+    def start(self) -> None:
+        with open(self._home / "output", "ab") as output:
+            self._process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        try:
+            eventually(self._is_up, f"{self.program} answers", _START_WITHIN)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._process = None
+
+    def body_bytes(self) -> int:
+        """Bytes of bodies sent since the start, by the access log."""
+        return sum(int(line.split(" ")[0]) for line in self._log_lines())
+
+    def request_count(self) -> int:
+        return len(self._log_lines())
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def configure(self, text: str) -> str:
+        """Write the configuration file; returns its path."""
+        path = self._home / "conf"
+        path.write_text(text)
+        return str(path)
+
+    def _log_lines(self) -> list[str]:
+        return self.access_log.read_text().splitlines() if self.access_log.exists() else []
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            output = (self._home / "output").read_text(errors="replace")
+            pytest.fail(f"{self.program} ended: {output}")
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Nginx(RealServer):
+    """nginx. ``rate``: bytes a second for each answer, 0 for no limit; counts from ``start`` on."""
+
+    rate = 0
+
+    program = "nginx"
+    package = "nginx-light"
+
+    def command(self) -> list[str]:
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        spaces = "\n".join(f"{kind}_temp_path {self._home}/{kind};" for kind in kinds)
+        conf = self.configure(
+            f"""
+            daemon off;
+            master_process off;
+            pid {self._home}/pid;
+            error_log {self._home}/error.log;
+            events {{ worker_connections 256; }}
+            http {{
+                {spaces}
+                log_format bytes '$body_bytes_sent $request_method $uri $http_range';
+                access_log {self.access_log} bytes;
+                sendfile on;
+                server {{
+                    listen 127.0.0.1:{self.port};
+                    root {self.root};
+                    limit_rate {self.rate};
+                }}
+            }}
+            """
+        )
+        return [find_program("nginx"), "-c", conf, "-p", f"{self._home}", "-e", "stderr"]
+
+
+class Apache(RealServer):
+    program = "apache2"
+    package = "apache2-bin"
+
+    def command(self) -> list[str]:
+        modules = "\n".join(
+            f"LoadModule {name}_module {_APACHE_MODULES}/mod_{name}.so"
+            for name in ("mpm_event", "authz_core")
+        )
+        user = "User www-data\nGroup www-data\n" if os.geteuid() == 0 else ""
+        conf = self.configure(
+            f"""
+            ServerRoot {self._home}
+            ServerName localhost
+            Listen 127.0.0.1:{self.port}
+            PidFile {self._home}/pid
+            Mutex file:{self._home}
+            ErrorLog {self._home}/error.log
+            {modules}
+            {user}
+            StartServers 1
+            DocumentRoot {self.root}
+            LogFormat "%B %m %U %{{Range}}i" bytes
+            CustomLog {self.access_log} bytes
+            """.replace("            ", "")
+        )
+        return [find_program("apache2"), "-f", conf, "-D", "FOREGROUND"]
+
+
+class Lighttpd(RealServer):
+    program = "lighttpd"
+    package = "lighttpd"
+
+    def command(self) -> list[str]:
+        conf = self.configure(
+            f"""
+            server.modules = ("mod_accesslog")
+            server.document-root = "{self.root}"
+            server.bind = "127.0.0.1"
+            server.port = {self.port}
+            server.errorlog = "{self._home}/error.log"
+            mimetype.assign = ("" => "application/octet-stream")
+            accesslog.filename = "{self.access_log}"
+            accesslog.format = "%b %m %U %{{Range}}i"
+            """
+        )
+        return [find_program("lighttpd"), "-D", "-f", conf]
+
+
+class WithoutRanges(RealServer):
+    """Python's own server, which sends whole files only."""
+
+    program = sys.executable
+    package = "python3"
+
+    def command(self) -> list[str]:
+        bind = ["--bind", "127.0.0.1", "--directory", str(self.root)]
+        return [sys.executable, "-m", "http.server", *bind, str(self.port)]
+
+
+def find_program(name: str) -> str:
+    """Its path, also where only root usually looks; empty when it is not installed."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# The server that answers by script
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked. Header names are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """First and last byte asked for; None without a Range."""
+        value = self.headers.get("range", "")
+        if not value.startswith("bytes="):
+            return None
+        first, _, last = value[6:].partition("-")
+        return int(first), int(last)
+
+
+@dataclass
+class Answer:
+    """What the server says. ``hang_up``: close the connection after the body.
+
+    A header field with an empty value is not sent: so Content-Length can be left out.
+    """
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    hang_up: bool = False
+
+
+@dataclass
+class Served:
+    """One file of the server; the fields may change while it runs."""
+
+    content: bytes
+    etag: str | None = '"v1"'
+    last_modified: str | None = HTTP_DATE
+
+    def validators(self) -> dict[str, str]:
+        pairs = (("ETag", self.etag), ("Last-Modified", self.last_modified))
+        return {name: value for name, value in pairs if value is not None}
+
+
+Behaviour = Callable[[Request], Answer | None]
+
+
+class Scripted:
+    """A server that records each request, and answers as ``behaviour`` says.
+
+    Where that returns None, and at first, the answer is the right one. A behaviour runs in a thread
+    for its connection, so it may wait.
+    """
+
+    def __init__(self, **files: bytes) -> None:
+        """``files``: content by name; more can be put into ``files`` later, by path."""
+        self.files = {f"/{name}": Served(content) for name, content in files.items()}
+        self.requests: list[Request] = []
+        self.behaviour: Behaviour = lambda _: None
+        self.failures: list[BaseException] = []  # defects of the script itself
+        self._listener: _Listener | None = None
+        self._thread: threading.Thread | None = None
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if error is None:
+            assert not self.failures
+
+    def url(self, name: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}/{name}"
+
+    def start(self) -> None:
+        """Listen; on the same port as before, after a ``stop``."""
+        self._listener = _Listener(self)
+        self.port = self._listener.server_address[1]
+        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Go away as a crashed server does: all connections break."""
+        if self._listener is None or self._thread is None:
+            return
+        self._listener.shutdown()
+        self._thread.join()
+        self._listener.server_close()
+        self._listener.break_connections()
+        self._listener = None
+
+    def answer(self, request: Request) -> Answer:
+        self.requests.append(request)
+        return self.behaviour(request) or self.right_answer(request)
+
+    def right_answer(self, request: Request) -> Answer:
+        """What a good server says."""
+        served = self.files.get(request.path)
+        if served is None:
+            return Answer(404)
+        size = len(served.content)
+        if request.span is None:
+            return Answer(200, served.validators(), served.content)
+        first, last = request.span
+        if first >= size:
+            return Answer(416, {"Content-Range": f"bytes */{size}"})
+        last = min(last, size - 1)
+        return Answer(
+            206,
+            {**served.validators(), "Content-Range": f"bytes {first}-{last}/{size}"},
+            served.content[first : last + 1],
+        )
+
+
+class _Listener(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, script: Scripted) -> None:
+        self.script = script
+        self._connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", script.port), _Handler)
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        self._connections.add(request)
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def break_connections(self) -> None:
+        for connection in list(self._connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it has ended by itself
+                continue
+
+    def handle_error(self, request: object, client_address: object) -> None:  # type: ignore[override]
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            self.script.failures.append(error)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.server.script.answer(Request(self.path, headers))
+        self.send_response_only(answer.status)
+        for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
+        self.close_connection = self.close_connection or answer.hang_up
+
+    def log_message(self, *args: object) -> None:
+        """Requests are recorded, not printed."""
