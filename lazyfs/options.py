@@ -10,9 +10,11 @@ KIB = 1024
 MIB = 1024 * KIB
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)?", re.IGNORECASE | re.ASCII)
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
+
+CACHE_ENDINGS = (".sums", ".json", ".lock")  # what stands beside a cache file that a user named
 
 MIN_BLOCK_SIZE = 4 * KIB
 MAX_BLOCK_SIZE = MIB
@@ -43,9 +45,13 @@ def parse_duration(text: str) -> float:
 def parse_block_size(text: str) -> int:
     """A power of two from 4 KiB to 1 MiB. Raises UsageError."""
     size = parse_size(text)
-    if not MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE or size & (size - 1):
+    if not is_block_size(size):
         raise UsageError(f"block size {text!r} cannot be used", "give a power of two from 4K to 1M")
     return size
+
+
+def is_block_size(size: int) -> bool:
+    return MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE and not size & (size - 1)
 
 
 def format_size(size: int) -> str:

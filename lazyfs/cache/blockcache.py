@@ -171,7 +171,7 @@ class BlockCache:
     def _keep(self, fetch: Fetch, content: memoryview) -> None:
         """Store the next blocks of ``fetch``. The store comes first: a set bit must be true."""
         try:
-            gone = self._store.put(fetch.next, content)
+            self._store.put(fetch.next, content)
         except OSError as error:
             raise CacheError(
                 f"{self._name}: the cache cannot be written: {error.strerror}",
@@ -182,7 +182,7 @@ class BlockCache:
         for _ in range(-(-len(content) // self._block_size)):
             for waiter in self._plan.arrived(fetch):
                 waiter.wake(None)
-        self._plan.lost(gone)
+        self._plan.lost(self._store.evict(self._plan.held))
 
     # Saving
 
@@ -266,7 +266,7 @@ class BlockCache:
     def _retry_later(self, error: TransientError) -> None:
         """Hold all requests back for a while."""
         delay = self._backoff.failed(self._jitter(), error.retry_after)
-        self._resume_at = trio.current_time() + delay
+        self._resume_at = max(self._resume_at, trio.current_time() + delay)
         self._failed(error, logging.WARNING if delay else logging.DEBUG, "; retrying")
 
     def _give_up(self, fetch: Fetch, error: LazyfsError) -> None:

@@ -6,15 +6,18 @@ the shell (``blockcache.py``) the state is whole. What holds after every call:
 
 - a block is never both present and under way, and never in two fetches: any number of readers of
   one block cause one request;
-- a waiter waits for exactly those blocks of its range that are not present; when the last of them
-  arrives it is handed back, once, and forgotten;
+- a waiter waits for exactly those blocks of its range that were not present when it came; when the
+  last of them arrives it is handed back, once (a block may have been lost by then: the reader looks
+  again);
+- what waiters have asked for is held, present or not, until they are forgotten: a store that has to
+  make room takes other blocks;
 - a block that a waiter waits for is under way or queued at DEMAND.
 
 Queues hold ranges, not blocks: asking for a whole terabyte costs one entry. What a range still
 needs is worked out when its turn comes, so an entry may be stale but never wrong.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from lazyfs.cache.bitmap import Bitmap
@@ -25,9 +28,10 @@ from lazyfs.ranges import Span
 class Waiter:
     """One reader waiting for blocks. ``wake`` is called once, with None or with what failed."""
 
-    __slots__ = ("missing", "wake")
+    __slots__ = ("blocks", "missing", "wake")
 
     def __init__(self, wake: Callable[[Exception | None], None]) -> None:
+        self.blocks = Span(0, 0)
         self.missing: set[int] = set()
         self.wake = wake
 
@@ -50,19 +54,27 @@ class Plan:
         self.present = present
         self._under_way: dict[int, Fetch] = {}
         self._waiters: dict[int, list[Waiter]] = {}
+        self.held: Counter[int] = Counter()  # blocks of all readers that wait, present ones too
         self._queues: dict[Priority, deque[Span]] = {p: deque() for p in Priority}
 
     # What readers ask
 
     def want(self, blocks: Span, waiter: Waiter) -> None:
         """Have ``waiter`` woken when all these blocks are present; some must not be."""
+        waiter.blocks = blocks
+        self.held.update(range(blocks.start, blocks.stop))
         waiter.missing = set(self.present.missing(blocks))
         for block in waiter.missing:
             self._waiters.setdefault(block, []).append(waiter)
         self._queues[Priority.DEMAND].append(blocks)
 
     def forget(self, waiter: Waiter) -> None:
-        """The reader has gone; nothing is fetched for its sake any more."""
+        """The reader has gone; nothing is fetched or held for its sake any more."""
+        for block in range(waiter.blocks.start, waiter.blocks.stop):
+            self.held[block] -= 1
+            if not self.held[block]:
+                del self.held[block]
+        waiter.blocks = Span(0, 0)
         for block in waiter.missing:
             others = self._waiters[block]
             others.remove(waiter)
@@ -165,8 +177,8 @@ class Plan:
     def _next_run(self, priority: Priority, most: int) -> Span | None:
         """Cut a run of needed blocks from the head of a queue.
 
-        It goes on into later ranges of the queue where they adjoin: neighbours that different
-        readers miss become one request.
+        It goes on into other ranges of the queue where they adjoin (for demand on both sides):
+        neighbours that different readers miss become one request.
         """
         head = self._head(priority)
         if head is None:
@@ -176,8 +188,12 @@ class Plan:
         stop = head.start + 1
         while stop < min(reach, limit) and self._needed(stop, priority):
             stop += 1
+        start = head.start
+        if priority is Priority.DEMAND:
+            while start > max(0, stop - most) and self._needed(start - 1, priority):
+                start -= 1
         self._queues[priority][0] = Span(stop, head.stop)
-        return Span(head.start, stop)
+        return Span(start, stop)
 
     def _reach(self, head: Span, priority: Priority) -> int:
         """Where the union of ``head`` and the queued ranges that adjoin it ends."""

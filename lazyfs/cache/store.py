@@ -30,12 +30,14 @@ bitmap); a journal (a second copy of state that the checksums make unnecessary);
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +47,7 @@ import xxhash
 from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes
 from lazyfs.device import Identity
 from lazyfs.errors import CacheBusy, CacheError
+from lazyfs.options import CACHE_ENDINGS, is_block_size
 from lazyfs.ranges import Span, bytes_of
 
 log = logging.getLogger(__name__)
@@ -70,11 +73,12 @@ class Store(Protocol):
         """The bytes of a span (bytes) whose blocks are present and verified."""
         ...
 
-    def put(self, block: int, content: bytes | memoryview) -> list[int]:
-        """Keep whole blocks from ``block`` on; returns those that had to go for them.
+    def put(self, block: int, content: bytes | memoryview) -> None:
+        """Keep whole blocks from ``block`` on. Raises OSError."""
+        ...
 
-        Raises OSError.
-        """
+    def evict(self, held: Container[int]) -> list[int]:
+        """Keep to the limit; returns the blocks that went for it, none of them in ``held``."""
         ...
 
     def note(self, pages: Pages) -> None:
@@ -112,9 +116,7 @@ class CachePaths:
     @classmethod
     def named(cls, bitmap: Path, data: Path) -> "CachePaths":
         """Two files that the user named; the others stand beside the data."""
-        sums, meta, lock = (
-            data.with_name(data.name + ending) for ending in (".sums", ".json", ".lock")
-        )
+        sums, meta, lock = (data.with_name(data.name + ending) for ending in CACHE_ENDINGS)
         return cls(data, bitmap, sums, meta, lock, foreign=True)
 
 
@@ -144,11 +146,16 @@ class CacheLock:
                     "use its mount, name another place with --cache-dir, or use --no-cache",
                 )
             time.sleep(0.05)
+        if not _HOLDER.fullmatch(os.pread(self._fd, 32, 0)):
+            self.close()
+            raise CacheError(f"{path} exists and is no lock of lazyfs", "name another cache")
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _try(self) -> bool:
         try:
@@ -156,6 +163,9 @@ class CacheLock:
         except BlockingIOError:
             return False
         return True
+
+
+_HOLDER = re.compile(rb"(\d{1,10}\n)?")  # what a lock file holds
 
 
 @dataclass(frozen=True)
@@ -188,12 +198,25 @@ class Meta:
             if content["format"] != FORMAT:
                 log.warning("%s is of another format; the cache is started afresh", path)
                 return None
-            return cls(content["url"], Identity(**content["identity"]), content["block_size"])
+            return cls._checked(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be used (%s); the cache is started afresh", path, error)
             return None
+
+    @classmethod
+    def _checked(cls, content: Any) -> "Meta":
+        """Raises ValueError, KeyError or TypeError for what ``save`` did not write."""
+        identity, block_size = Identity(**content["identity"]), content["block_size"]
+        if type(block_size) is not int or not is_block_size(block_size):
+            raise ValueError(f"block size {block_size!r}")
+        if type(identity.size) is not int or identity.size <= 0:
+            raise ValueError(f"size {identity.size!r}")
+        for validator in (identity.etag, identity.last_modified):
+            if not isinstance(validator, str | None):
+                raise TypeError(f"validator {validator!r}")
+        return cls(str(content["url"]), identity, block_size)
 
 
 class DiskStore:
@@ -226,12 +249,14 @@ class DiskStore:
     def read(self, span: Span) -> bytes:
         return _pread(self._data, span)
 
-    def put(self, block: int, content: bytes | memoryview) -> list[int]:
+    def put(self, block: int, content: bytes | memoryview) -> None:
         _pwrite(self._data, content, block * self.block_size)
         sums = b"".join(self._sum(b, piece) for b, piece in _cut(block, content, self.block_size))
         _pwrite(self._sums, sums, block * _SUM)
         for number in range(block, block + len(sums) // _SUM):
             self._verified.add(number)
+
+    def evict(self, held: Container[int]) -> list[int]:  # noqa: ARG002
         return []
 
     def note(self, pages: Pages) -> None:
@@ -275,7 +300,11 @@ class DiskStore:
 
 
 class MemoryStore:
-    """Blocks in memory only, at most ``limit`` bytes of them; the least recently used go first."""
+    """Blocks in memory only, the least recently used going first.
+
+    At most ``limit`` bytes, and what readers are waiting for: a read that needs more than the limit
+    would never end otherwise.
+    """
 
     def __init__(self, size: int, block_size: int, limit: int) -> None:
         self.block_size = block_size
@@ -297,12 +326,17 @@ class MemoryStore:
             position += len(piece)
         return b"".join(pieces)
 
-    def put(self, block: int, content: bytes | memoryview) -> list[int]:
+    def put(self, block: int, content: bytes | memoryview) -> None:
         for number, piece in _cut(block, content, self.block_size):
             self._blocks[number] = bytes(piece)
-        gone = []
-        while len(self._blocks) > self._most:
-            gone.append(self._blocks.popitem(last=False)[0])
+
+    def evict(self, held: Container[int]) -> list[int]:
+        excess = len(self._blocks) - self._most
+        if excess <= 0:
+            return []
+        gone = list(itertools.islice((b for b in self._blocks if b not in held), excess))
+        for block in gone:
+            del self._blocks[block]
         return gone
 
     def note(self, pages: Pages) -> None:
@@ -352,8 +386,8 @@ def _reusable(cached: Identity, now: Identity) -> bool:
 
 def _clear(paths: CachePaths) -> None:
     """Drop a cache. The bitmap goes first: without it nothing else counts."""
-    if paths.foreign and not paths.meta.exists():
-        for path in (paths.data, paths.bitmap):
+    if paths.foreign and Meta.load(paths.meta) is None:
+        for path in (paths.data, paths.bitmap, paths.sums, paths.meta):
             if path.exists() and path.stat().st_size:
                 raise CacheError(
                     f"{path} exists and is no cache of lazyfs",

@@ -18,6 +18,7 @@ from lazyfs.cli import COMMANDS, report
 from lazyfs.cli.parser import Parser
 from lazyfs.errors import UsageError
 from lazyfs.options import (
+    CACHE_ENDINGS,
     CacheOptions,
     HttpOptions,
     ImageOptions,
@@ -43,6 +44,8 @@ _IGNORED = re.compile(
     r"ro|rw|defaults|auto|noauto|user|users|nouser|owner|group|_netdev|nofail|relatime|norelatime|"
     r"strictatime|lazytime|(x-|X-|comment=|context=|uhelper=|helper=).*"
 )
+
+_CLUSTER = re.compile(r"-([fvq]*)o(.*)", re.DOTALL)  # "-o", "-oro", "-fo"
 
 _USAGE = "lazyfs [OPTION]... URL... MOUNTPOINT\n       lazyfs COMMAND [ARGUMENT]..."
 _EXAMPLE = """\
@@ -73,10 +76,10 @@ def hide_secrets(options: MountOptions) -> None:
 def parse(arguments: Sequence[str]) -> MountOptions:
     """The options of one mount. Raises UsageError."""
     passed_on: list[str] = []
-    plain = _unfold(list(arguments), passed_on)
-    given = _parser().parse_intermixed_args(plain)
+    parser = _parser()
+    given = parser.parse_intermixed_args(_unfold(list(arguments), passed_on, parser))
     return MountOptions(
-        images=_images(given.where[:-1], given.name),
+        images=_images(given.where, given.name),
         mountpoint=Path(os.path.realpath(given.where[-1])),
         cache=_cache(given),
         log=_log(given),
@@ -116,9 +119,9 @@ def _parser() -> Parser:
     add("--header", metavar="'K: V'", action="append", default=[], type=_as(_header),
         help="send this header field too (may be repeated)")  # fmt: skip
     add("--netrc", action="store_true", help="take logins from ~/.netrc")
-    add("--user-agent", default=USER_AGENT, help=argparse.SUPPRESS)
+    add("--user-agent", default=USER_AGENT, type=_as(_field_value), help=argparse.SUPPRESS)
     add("--proxy", metavar="URL", help="(default: http_proxy, https_proxy, no_proxy)")
-    add("--cacert", metavar="FILE", type=Path, help="trust the certificates in FILE")
+    add("--cacert", metavar="FILE", type=_absolute, help="trust the certificates in FILE")
     add("--insecure", action="store_true", help="trust any certificate")
     add("--insecure-redirects", action="store_true", help="follow redirects from https to http")
     access = parser.add_argument_group("access and logging")
@@ -127,12 +130,12 @@ def _parser() -> Parser:
     add("--allow-root", action="store_true", help="let root read the mount")
     add("-v", "--verbose", action="store_true", help="log more")
     add("-q", "--quiet", action="store_true", help="log errors only")
-    add("--log-file", metavar="FILE", type=Path, help="log there, not to syslog")
+    add("--log-file", metavar="FILE", help="log there, not to syslog")
     add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
     return parser
 
 
-def _unfold(arguments: list[str], passed_on: list[str]) -> list[str]:
+def _unfold(arguments: list[str], passed_on: list[str], parser: Parser) -> list[str]:
     """Replace each ``-o A,B=C`` by the options that it stands for.
 
     What fusermount3 or the kernel has to see goes to ``passed_on``.
@@ -140,34 +143,58 @@ def _unfold(arguments: list[str], passed_on: list[str]) -> list[str]:
     plain: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument == "-o":
-            mount_options = next(rest, "")
-        elif argument.startswith("-o") and len(argument) > 2:
-            mount_options = argument[2:]
-        else:
+        cluster = _CLUSTER.fullmatch(argument)
+        if not cluster:
             plain.append(argument)
             continue
+        plain += (f"-{flag}" for flag in cluster[1])
+        mount_options = cluster[2] or next(rest, None)
+        if mount_options is None:
+            raise UsageError("-o needs mount options", "write them like -o allow_other,timeout=5")
         for option in _split(mount_options):
             if option in _PASSED_ON:
                 passed_on.append(option)
             elif not _IGNORED.fullmatch(option):
-                name, equals, value = option.partition("=")
-                plain.append(f"--{name.replace('_', '-')}{equals}{value}")
+                plain.append(_as_argument(option, parser))
     return plain
 
 
+def _as_argument(option: str, parser: Parser) -> str:
+    """``cache_dir=DIR`` as ``--cache-dir=DIR``."""
+    name, equals, value = option.partition("=")
+    argument = f"--{name.replace('_', '-')}"
+    takes_value = parser.takes_value(argument)
+    if takes_value is None:
+        # What is not a word may be part of a secret, torn apart at a comma.
+        shown = f"mount option {name}" if re.fullmatch(r"[a-z_-]+", name) else "a mount option"
+        raise UsageError(
+            f"{shown} is unknown", "see lazyfs --help; write a comma in a value as \\,"
+        )
+    if takes_value != bool(equals):
+        wrong = "needs a value" if takes_value else "takes no value"
+        raise UsageError(f"mount option {name} {wrong}", "see lazyfs --help")
+    return f"{argument}{equals}{value}"
+
+
 def _split(mount_options: str) -> list[str]:
-    """Split at commas; ``\\,`` is a comma within a value, as libfuse has it."""
-    parts = re.split(r"(?<!\\),", mount_options)
-    return [part.replace("\\,", ",") for part in parts if part]
+    """Split at commas; a backslash takes the next character as it is, as libfuse has it."""
+    parts = [""]
+    characters = iter(mount_options)
+    for character in characters:
+        if character == ",":
+            parts.append("")
+        else:
+            parts[-1] += next(characters, "") if character == "\\" else character
+    return [part for part in parts if part]
 
 
-def _images(wanted: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
-    if not wanted:
+def _images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
+    wanted = where[:-1]
+    if not wanted or "://" in where[-1]:
         raise UsageError("a URL and a mount point are needed", "lazyfs URL MOUNTPOINT")
     for url in wanted:
         if "://" not in url:
-            raise UsageError(f"{url!r} is not a URL", "the mount point comes last")
+            raise UsageError(f"{urls.shown(url)!r} is not a URL", "the mount point comes last")
         urls.parse(url)
     if len(names) > len(wanted):
         raise UsageError("there are more names than URLs", "give --name at most once for each URL")
@@ -191,9 +218,17 @@ def _cache(given: argparse.Namespace) -> CacheOptions:
         raise UsageError("--bitmap and --cache hold one image only", "use --cache-dir")
     files = None
     if given.cache is not None:
-        files = (Path(os.path.abspath(given.bitmap)), Path(os.path.abspath(given.cache)))
-    directory = Path(os.path.abspath(given.cache_dir)) if given.cache_dir else _default_cache()
+        files = (_absolute(given.bitmap), _absolute(given.cache))
+        beside = {files[1].with_name(files[1].name + end) for end in ("", *CACHE_ENDINGS)}
+        if files[0] in beside:
+            raise UsageError(f"--bitmap cannot be {files[0]}, which --cache uses", "name another")
+    directory = _absolute(given.cache_dir) if given.cache_dir else _default_cache()
     return CacheOptions(directory, files, given.no_cache, given.block_size)
+
+
+def _absolute(path: str) -> Path:
+    """The path as it is now: the daemon works in another directory."""
+    return Path(os.path.abspath(path))
 
 
 def _default_cache() -> Path:
@@ -218,7 +253,7 @@ def _http(given: argparse.Namespace) -> HttpOptions:
 
 def _log(given: argparse.Namespace) -> LogOptions:
     level = logging.DEBUG if given.verbose else logging.ERROR if given.quiet else logging.INFO
-    file = Path(os.path.abspath(given.log_file)) if given.log_file else None
+    file = _absolute(given.log_file) if given.log_file else None
     return LogOptions(level, file, given.log_format == "json")
 
 
@@ -227,16 +262,24 @@ def _fuse_flags(given: argparse.Namespace) -> list[str]:
 
 
 def _connections(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 64:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 64:
         raise UsageError(f"{text!r} connections cannot be used", "give a number from 1 to 64")
     return int(text)
 
 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or "\n" in value:
+    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         raise UsageError("a --header is not one", "write it as 'Name: value'")
-    return name, value.strip()
+    return name, _field_value(value)
+
+
+def _field_value(text: str) -> str:
+    """What may stand in a header field (RFC 9110 section 5.5), as far as it can be sent."""
+    value = text.strip(" \t")
+    if not all(c.isprintable() or c == "\t" for c in value) or not value.isascii():
+        raise UsageError("a header has characters that cannot be sent", "leave them out")
+    return value
 
 
 def _as(parse_text: Callable[[str], T]) -> Callable[[str], T]:

@@ -1,6 +1,7 @@
 """argparse, with errors of our own: one line, and exit code 2."""
 
 import argparse
+import re
 from typing import NoReturn
 
 from lazyfs.errors import UsageError
@@ -19,5 +20,12 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def takes_value(self, option: str) -> bool | None:
+        """Whether ``--option`` needs a value; None if there is no such option."""
+        action = self._option_string_actions.get(option)
+        return None if action is None else action.nargs != 0
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"see {self.prog} --help")
+        # The value of an option that is misspelt may be a secret.
+        shown = re.sub(r"(unrecognized arguments: [^ =]*).*", r"\1", message, flags=re.DOTALL)
+        raise UsageError(shown, f"see {self.prog} --help")

@@ -15,7 +15,7 @@ validators of a 206 says the same for the price of a header.
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from lazyfs.device import Identity
 from lazyfs.errors import (
@@ -26,7 +26,9 @@ from lazyfs.errors import (
     NotFound,
     ServerBusy,
     SourceError,
+    UsageError,
 )
+from lazyfs.sources import urls
 
 Headers = Mapping[str, str]  # names in lower case
 
@@ -34,7 +36,10 @@ MAX_SIZE = 1 << 62  # what fits a signed 64-bit file offset, with room to add to
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 EXPIRED = frozenset({403, 404, 410})  # how a redirect's target says that its time is over
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,20})-(\d{1,20})|\*)/(\d{1,20}|\*)", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(
+    r"bytes (?:(\d{1,20})-(\d{1,20})|\*)/(\d{1,20}|\*)", re.IGNORECASE | re.ASCII
+)
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -52,8 +57,8 @@ def judge_opening(image: str, status: int, headers: Headers) -> Identity:
     if status == 416 or (status == 200 and headers.get("content-length") == "0"):
         raise BadAnswer(f"{image} is empty", "check the URL")
     _judge_status(image, status, headers)
-    first, _, size = _content_range(image, headers)
-    if first != 0:
+    first, last, size = _content_range(image, headers)
+    if (first, last) != (0, 0):
         raise BadAnswer(f"{image}: the server sent another range than the one asked for")
     return identity_of(headers, size)
 
@@ -105,9 +110,14 @@ def redirect_target(image: str, url: str, status: int, headers: Headers) -> str 
     location = headers.get("location")
     if not location:
         raise BadAnswer(f"{image}: the server redirects without saying where to")
-    target = urljoin(url, location)
-    if urlsplit(target).scheme not in ("http", "https"):
-        raise BadAnswer(f"{image}: the server redirects to something that is not HTTP")
+    try:
+        # urljoin takes "https:///x" for relative; by RFC 3986 it is absolute, and without a host.
+        target = location if _ABSOLUTE.match(location) else urljoin(url, location)
+        urls.parse(target)
+    except (ValueError, UsageError) as error:
+        raise BadAnswer(
+            f"{image}: the server redirects to something that is no HTTP URL"
+        ) from error
     return target
 
 

@@ -12,8 +12,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 from lazyfs.errors import UsageError
 
 _PORTS = {"http": 80, "https": 443}
+_FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: a name, if it has one, and a value
 _SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and what is escaped already
-_QUERY_VALUE = re.compile(r"=[^&;]*")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def parse(url: str) -> SplitResult:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"{shown(url)} is not a URL ({error})", "check its spelling") from error
+        raise UsageError(f"{shown(url)} is not a URL", "check its spelling") from error
     if parts.scheme not in _PORTS:
         raise UsageError(
             f"{shown(url)}: {parts.scheme or 'this'} is not a kind of URL that lazyfs reads",
@@ -77,12 +77,19 @@ def on_the_wire(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """``url`` with nothing secret in it: for messages, logs, ``mount``, metadata."""
+    """``url`` with nothing secret in it: for messages, logs, ``mount``, metadata.
+
+    Of what is no URL, next to nothing is shown: nobody can tell what in it is secret. (A password
+    with an unescaped slash makes one: it looks like a port.)
+    """
     try:
         parts = urlsplit(url)
+        _ = parts.port
     except ValueError:
-        return f"{url.partition('://')[0]}://..."
-    query = _QUERY_VALUE.sub("=...", parts.query) if "=" in parts.query else "..."
+        return "..."
+    if not parts.netloc:
+        return "..." if "@" in url else url
+    query = _FIELD.sub(lambda field: f"{field[1] or ''}...", parts.query)
     return urlunsplit(
         (parts.scheme, _host_port(parts.netloc), parts.path, query if parts.query else "", "")
     )
@@ -94,7 +101,7 @@ def cache_key(url: str) -> str:
     The query counts, since it may select the image, but only its hash is in the name.
     """
     digest = hashlib.sha256(bare(url).encode()).hexdigest()[:16]
-    return f"{file_name(url)[:80]}-{digest}"
+    return f"{_cut(file_name(url), 128)}-{digest}"
 
 
 def file_name(url: str) -> str:
@@ -103,11 +110,17 @@ def file_name(url: str) -> str:
     Never empty, ``.`` or ``..``, never with a slash, a control character or over 255 bytes.
     """
     parts = parse(url)
-    name = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
-    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
-    while len(name.encode()) > 255:
-        name = name[:-1]
-    return name if name not in ("", ".", "..") else parts.hostname or "image"
+    last = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
+    for name in (last, parts.hostname or ""):
+        safe = _cut("".join(c if c.isprintable() and c != "/" else "_" for c in name), 255)
+        if safe not in ("", ".", ".."):
+            return safe
+    return "image"
+
+
+def _cut(name: str, most: int) -> str:
+    """As many whole characters of ``name`` as fit into ``most`` bytes of UTF-8."""
+    return name.encode()[:most].decode(errors="ignore")
 
 
 def _host_port(netloc: str) -> str:

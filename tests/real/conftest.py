@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,6 @@ from .images import Images, cache_directory
 from .mounts import IS_ROOT, Lab
 from .servers import Nginx, Scripted
 
-_HERE = Path(__file__).parent
-
 
 def _must_run_all() -> bool:
     """Whether a skipped test is a failed one: in CI, where everything that is needed is there."""
@@ -22,13 +20,12 @@ def _must_run_all() -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    ours = _HERE in item.path.parents
-    if ours and report.skipped and not hasattr(report, "wasxfail") and _must_run_all():
+    if report.skipped and not hasattr(report, "wasxfail") and _must_run_all():
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped where it must run: {reason}"
+        report.longrepr = f"{report.nodeid} was skipped where it must run: {reason}"
     return report
 
 

@@ -46,7 +46,6 @@ def run(
     """Run a command to its end, with its output captured. ``user``: a uid without any groups."""
     if env is None:
         env = environment(Path("/nonexistent"))
-    as_user = {} if user is None else {"user": user, "group": user, "extra_groups": []}
     return subprocess.run(
         [str(word) for word in command],
         env=dict(env),
@@ -57,7 +56,9 @@ def run(
         errors="replace",
         timeout=limit,
         check=False,
-        **as_user,  # type: ignore[call-overload]
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
     )
 
 
@@ -203,7 +204,11 @@ class Lab:
 @contextlib.contextmanager
 def adopted(at: Path, cache: Path, log: Path) -> Iterator[Mounted]:
     """A mount that is already there; it ends with the block, also when a test hangs."""
-    mounted = Mounted(at, cache, log, daemon_of(at))
+    try:
+        mounted = Mounted(at, cache, log, daemon_of(at))
+    except BaseException:
+        run(["fusermount3", "-u", "-z", at], limit=20)
+        raise
     watchdog = threading.Timer(_MOUNT_LIMIT, mounted.take_away)
     watchdog.start()
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -350,11 +350,11 @@ class _Listener(socketserver.ThreadingTCPServer):
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", script.port), _Handler)
 
-    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+    def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        super().process_request(request, client_address)
 
-    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+    def shutdown_request(self, request: Any) -> None:
         self._connections.discard(request)
         super().shutdown_request(request)
 
@@ -365,7 +365,7 @@ class _Listener(socketserver.ThreadingTCPServer):
             except OSError:  # it has ended by itself
                 continue
 
-    def handle_error(self, request: object, client_address: object) -> None:  # type: ignore[override]
+    def handle_error(self, request: object, client_address: object) -> None:
         error = sys.exception()
         if error is not None and not isinstance(error, ConnectionError):
             self.script.failures.append(error)

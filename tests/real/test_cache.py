@@ -36,8 +36,8 @@ def test_the_bitmap_says_what_was_read(lab: Lab, scripted: Scripted, content: by
 
 def test_the_bitmap_is_full_when_all_was_read(lab: Lab, scripted: Scripted, content: bytes) -> None:
     bitmap, data = lab.directory / "bits", lab.directory / "data"
-    url = scripted.url("image.raw")
-    with lab.mounted("--bitmap", str(bitmap), "--cache", str(data), url) as mounted:
+    options = ["--block-size", "64K", "--bitmap", str(bitmap), "--cache", str(data)]
+    with lab.mounted(*options, scripted.url("image.raw")) as mounted:
         assert mounted.image.read_bytes() == content
     blocks = -(-len(content) // BLOCK)
     expected = (1 << blocks) - 1
@@ -58,7 +58,7 @@ def test_a_large_bitmap_has_more_pages(lab: Lab, scripted: Scripted) -> None:
 def test_the_users_own_files_are_not_overwritten(lab: Lab, scripted: Scripted) -> None:
     precious = lab.directory / "thesis.txt"
     precious.write_text("years of work")
-    words = ["--bitmap", lab.directory / "bits", "--cache", precious]
+    words: list[str | Path] = ["--bitmap", lab.directory / "bits", "--cache", precious]
     done = lab.start(*words, scripted.url("image.raw"), lab.mountpoint())
     assert done.returncode == 1
     assert f"{precious} exists and is no cache of lazyfs" in done.stderr
@@ -85,7 +85,7 @@ def test_a_mount_follows_another_at_once(lab: Lab, scripted: Scripted, content: 
     at = lab.mountpoint()
     for round_ in range(3):
         log = lab.directory / f"{round_}.log"
-        words = ["--cache-dir", lab.cache, "--log-file", log, url, at]
+        words: list[str | Path] = ["--cache-dir", lab.cache, "--log-file", log, url, at]
         assert lab.start(*words).returncode == 0
         with adopted(at, lab.cache, log) as mounted:
             assert mounted.image.read_bytes() == content
@@ -142,13 +142,13 @@ def _cache_of(lab: Lab, name: str) -> Path:
 
 
 def test_a_rotten_block_is_fetched_again(lab: Lab, scripted: Scripted, content: bytes) -> None:
-    with lab.mounted(scripted.url("image.raw")) as mounted:
+    with lab.mounted("--block-size", "64K", scripted.url("image.raw")) as mounted:
         assert mounted.image.read_bytes() == content
     with open(_cache_of(lab, "data"), "r+b") as data:
         data.seek(5 * BLOCK + 100)
         data.write(b"rot")
     asked = len(scripted.requests)
-    with lab.mounted(scripted.url("image.raw"), troubled=True) as mounted:
+    with lab.mounted("--block-size", "64K", scripted.url("image.raw"), troubled=True) as mounted:
         assert mounted.image.read_bytes() == content
         assert len(mounted.complaints()) == 1
         assert "damaged" in mounted.complaints()[0]

@@ -50,7 +50,14 @@ def test_relative_paths_mean_the_directory_of_the_caller(
     lab: Lab, scripted: Scripted, content: bytes
 ) -> None:
     at = lab.mountpoint()
-    words = ["--cache-dir", "here", "--log-file", "the.log", scripted.url("image.raw"), at.name]
+    words: list[str | Path] = [
+        "--cache-dir",
+        "here",
+        "--log-file",
+        "the.log",
+        scripted.url("image.raw"),
+        at.name,
+    ]
     assert lab.start(*words).returncode == 0
     with adopted(at, lab.directory / "here", lab.directory / "the.log") as mounted:
         assert mounted.image.read_bytes() == content
@@ -150,7 +157,12 @@ def test_one_of_several_urls_is_wrong(lab: Lab, scripted: Scripted) -> None:
 
 def test_the_cache_directory_cannot_be_made(lab: Lab, scripted: Scripted) -> None:
     (lab.directory / "file").touch()
-    words = ["--cache-dir", lab.directory / "file", scripted.url("image.raw"), lab.mountpoint()]
+    words: list[str | Path] = [
+        "--cache-dir",
+        lab.directory / "file",
+        scripted.url("image.raw"),
+        lab.mountpoint(),
+    ]
     said = complaint(lab.start(*words), 1)
     assert "the cache directory" in said
     assert "--no-cache" in said
@@ -159,7 +171,13 @@ def test_the_cache_directory_cannot_be_made(lab: Lab, scripted: Scripted) -> Non
 def test_the_log_file_cannot_be_made(lab: Lab, scripted: Scripted) -> None:
     (lab.directory / "file").touch()
     at = lab.mountpoint()
-    words = ["--no-cache", "--log-file", lab.directory / "file/log", scripted.url("image.raw"), at]
+    words: list[str | Path] = [
+        "--no-cache",
+        "--log-file",
+        lab.directory / "file/log",
+        scripted.url("image.raw"),
+        at,
+    ]
     said = complaint(lab.start(*words), 1)
     assert "file/log" in said
     assert not is_mounted(at)

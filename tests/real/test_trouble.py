@@ -101,7 +101,7 @@ def without_length(answer: Answer) -> Answer:
 
 def test_bodies_of_unknown_length(lab: Lab, scripted: Scripted, content: bytes) -> None:
     scripted.behaviour = lambda request: without_length(scripted.right_answer(request))
-    with lab.mounted(scripted.url("image.raw")) as mounted:
+    with lab.mounted(scripted.url("image.raw"), troubled=True) as mounted:
         assert read(mounted.image, 0, len(content)) == content
 
 
@@ -270,7 +270,8 @@ def test_a_restart_of_nginx_in_the_middle_of_a_read(lab: Lab, images: Images) ->
 def test_a_change_while_mounted(lab: Lab, scripted: Scripted, content: bytes) -> None:
     """What is cached stays readable, the rest is EIO: two versions never mix."""
     served = scripted.files["/image.raw"]
-    with lab.mounted(scripted.url("image.raw"), troubled=True) as mounted:
+    url = scripted.url("image.raw")
+    with lab.mounted("--block-size", "64K", url, troubled=True) as mounted:
         assert read(mounted.image, 0, BLOCK) == content[:BLOCK]
         served.content, served.etag = content[::-1], '"v2"'
         for offset in (MIB, 2 * MIB, 3 * MIB):
@@ -281,7 +282,7 @@ def test_a_change_while_mounted(lab: Lab, scripted: Scripted, content: bytes) ->
         assert mounted.cached() == BLOCK
         said = [line for line in mounted.complaints() if "has changed on the server" in line]
         assert len(said) == 1
-    with lab.mounted(scripted.url("image.raw"), troubled=True) as mounted:
+    with lab.mounted(url, troubled=True) as mounted:
         assert mounted.cached() == 0
         assert read(mounted.image, 0, len(content)) == content[::-1]
 

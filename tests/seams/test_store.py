@@ -455,8 +455,14 @@ def memory() -> Iterator[MemoryStore]:
         yield store
 
 
+def put(store: MemoryStore, block: int, *held: int) -> list[int]:
+    """Keep one block, then keep to the limit, as the cache does."""
+    store.put(block, part(block))
+    return store.evict(set(held))
+
+
 def test_memory_keeps_a_bounded_number_of_blocks(memory: MemoryStore) -> None:
-    gone = [memory.put(block, part(block)) for block in range(6)]
+    gone = [put(memory, block) for block in range(6)]
     assert gone == [[], [], [], [0], [1], [2]]
     assert memory.read(Span(3 * BLOCK + 5, 6 * BLOCK - 5)) == CONTENT[3 * BLOCK + 5 : 6 * BLOCK - 5]
 
@@ -465,9 +471,15 @@ def test_memory_drops_what_was_not_used_for_longest(memory: MemoryStore) -> None
     for block in range(3):
         memory.put(block, part(block))
     memory.read(Span(0, 10))
-    assert memory.put(3, part(3)) == [1]
-    assert memory.put(4, part(4)) == [2]
-    assert memory.put(5, part(5)) == [0]
+    assert put(memory, 3) == [1]
+    assert put(memory, 4) == [2]
+    assert put(memory, 5) == [0]
+
+
+def test_memory_keeps_what_is_held_even_beyond_the_limit(memory: MemoryStore) -> None:
+    assert [put(memory, block, 0, 1, 2, 3) for block in range(4)] == [[], [], [], []]
+    assert put(memory, 4, 0, 2, 3) == [1, 4]
+    assert put(memory, 5) == [0]
 
 
 def test_memory_keeps_a_copy(memory: MemoryStore) -> None:
@@ -479,8 +491,8 @@ def test_memory_keeps_a_copy(memory: MemoryStore) -> None:
 
 def test_memory_always_holds_one_block() -> None:
     store = MemoryStore(len(CONTENT), BLOCK, limit=1)
-    assert store.put(0, part(0)) == []
-    assert store.put(COUNT - 1, part(COUNT - 1)) == [0]
+    assert put(store, 0) == []
+    assert put(store, COUNT - 1) == [0]
     assert store.read(Span(10 * BLOCK, len(CONTENT))) == part(COUNT - 1)
 
 
@@ -488,11 +500,11 @@ def test_memory_always_holds_one_block() -> None:
 def test_memory_against_a_model(steps: list[tuple[bool, int]]) -> None:
     store = MemoryStore(len(CONTENT), BLOCK, MEMORY_BLOCKS * BLOCK)
     recent: list[int] = []  # the model: blocks held, the least recently used first
-    for put, block in steps:
-        if put and block not in recent:
+    for is_put, block in steps:
+        if is_put and block not in recent:
             recent.append(block)
             gone, recent = recent[:-MEMORY_BLOCKS], recent[-MEMORY_BLOCKS:]
-            assert store.put(block, part(block)) == gone
+            assert put(store, block) == gone
         elif block in recent:
             recent.remove(block)
             recent.append(block)
