@@ -65,6 +65,38 @@ def format_size(size: int) -> str:
 
 
 @dataclass(frozen=True)
+class ReadAheadLimit:
+    """How far to read ahead: ``seconds`` of what the link brings, or ``size`` bytes."""
+
+    seconds: float = 4.0
+    size: int | None = None
+
+    def bytes_at(self, rate: float) -> int:
+        """Bytes, at ``rate`` bytes a second (0: not known yet)."""
+        if self.size is not None:
+            return self.size
+        return max(MIB, int(self.seconds * rate)) if rate else 8 * MIB
+
+
+def parse_readahead(text: str) -> ReadAheadLimit:
+    """``"4s"`` or ``"500ms"``: seconds of throughput; ``"8M"``, ``"0"``: a size.
+
+    Raises UsageError.
+    """
+    if text.strip().lower().endswith("s"):
+        return ReadAheadLimit(seconds=parse_duration(text))
+    return ReadAheadLimit(size=parse_size(text))
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second from ``"10M/s"``, ``"500K"``. Raises UsageError."""
+    rate = parse_size(text.strip().removesuffix("/s"))
+    if rate < 1:
+        raise UsageError(f"{text!r} is not a rate", "write it like 10M/s")
+    return float(rate)
+
+
+@dataclass(frozen=True)
 class HttpOptions:
     """How to talk to servers. ``timeout``: seconds a silent server is waited for."""
 
@@ -118,5 +150,8 @@ class MountOptions:
     log: LogOptions
     http: HttpOptions = field(default_factory=HttpOptions)
     timeout: float = 60.0
+    readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
+    fill: bool = False
+    rate: float | None = None  # bytes a second that fill may take
     foreground: bool = False
     fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are

@@ -21,9 +21,9 @@ from lazyfs.cache.store import (
     Store,
     open_disk_store,
 )
-from lazyfs.device import Device, Identity
+from lazyfs.device import Device, Identity, Priority
 from lazyfs.errors import TransientError
-from lazyfs.options import CacheOptions, ImageOptions, MountOptions
+from lazyfs.options import CacheOptions, ImageOptions, MountOptions, ReadAheadLimit
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.sources import urls
 from lazyfs.sources.http import HttpClient, HttpSource
@@ -50,12 +50,15 @@ class Stack:
 
     images: tuple[Image, ...]
     _caches: tuple[BlockCache, ...]
+    _fill: bool
 
     async def run(self) -> None:
         """Fetch what is asked for, until cancelled."""
         async with trio.open_nursery() as nursery:
             for cache in self._caches:
                 nursery.start_soon(cache.run)
+                if self._fill:
+                    await cache.ensure(0, cache.identity.size, Priority.FILL)
 
 
 @asynccontextmanager
@@ -72,15 +75,24 @@ async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
             cache = await _open_cache(wanted, options, client)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
+        readahead = _readahead(options)
         images = (
-            _image(wanted, cache) for wanted, cache in zip(options.images, caches, strict=True)
+            _image(wanted, cache, readahead)
+            for wanted, cache in zip(options.images, caches, strict=True)
         )
-        yield Stack(tuple(images), tuple(caches))
+        yield Stack(tuple(images), tuple(caches), options.fill)
 
 
-def _image(wanted: ImageOptions, cache: BlockCache) -> Image:
-    mtime = _mtime(cache.identity)
-    return Image(wanted.name, urls.shown(wanted.url), Prefetcher(cache), mtime)
+def _image(wanted: ImageOptions, cache: BlockCache, readahead: ReadAheadLimit) -> Image:
+    device = Prefetcher(cache, readahead)
+    return Image(wanted.name, urls.shown(wanted.url), device, _mtime(cache.identity))
+
+
+def _readahead(options: MountOptions) -> ReadAheadLimit:
+    """The read-ahead that was asked for; a cache in memory must hold it beside what is in use."""
+    if options.cache.memory_only:
+        return ReadAheadLimit(size=min(options.readahead.bytes_at(0), MEMORY_LIMIT // 2))
+    return options.readahead
 
 
 async def _open_cache(
@@ -103,7 +115,7 @@ async def _open_cache(
     except BaseException:
         lock.close()
         raise
-    return BlockCache(name, source, store, options.timeout)
+    return BlockCache(name, source, store, options.timeout, options.rate)
 
 
 async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpSource:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from lazyfs.cache.fill import FillPolicy
 from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
 from lazyfs.cache.store import Store
@@ -27,16 +28,28 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 5.0  # seconds: what a power cut may cost
 SMALLEST_FETCH = 1 << 20  # bytes that one request may ask for on any link
 LARGEST_FETCH = 8 << 20
+VERIFY_STEP = 1 << 20  # bytes compared with their checksums between two looks at the event loop
 
 _DEMAND = (Priority.DEMAND,)
-_PREFETCH = tuple(p for p in Priority if p is not Priority.DEMAND)
+_READAHEAD = (Priority.READAHEAD,)
+_FILL = (Priority.FILL,)
 
 
 class BlockCache:
     """One image, cached block by block. ``run`` must be running for anything to be fetched."""
 
-    def __init__(self, name: str, source: Source, store: Store, timeout: float) -> None:
-        """``name``: for messages. ``timeout``: seconds until a read fails; 0 for never."""
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        store: Store,
+        timeout: float,
+        fill_rate: float | None = None,
+    ) -> None:
+        """``name``: for messages. ``timeout``: seconds until a read fails; 0 for never.
+
+        ``fill_rate``: the most bytes a second that fill may fetch; None for no limit.
+        """
         self.identity: Identity = source.identity
         self._name = name
         self._source = source
@@ -44,7 +57,14 @@ class BlockCache:
         self._timeout = timeout
         self._block_size = store.block_size
         self._plan = Plan(store.present)
-        self._work = {_DEMAND: trio.Event(), _PREFETCH: trio.Event()}
+        kinds: tuple[tuple[Priority, ...], ...] = (_DEMAND, _READAHEAD, _FILL)
+        self._work = {kind: trio.Event() for kind in kinds}
+        self._asked = trio.Event()  # set when a request is sent that is not the fill's
+        self._arrived_all = trio.Event()
+        if self._plan.complete:
+            self._arrived_all.set()
+        self._complete = trio.Event()
+        self._fill = FillPolicy(fill_rate)
         self._backoff = Backoff()
         self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
         self._resume_at = 0.0  # trio time before which nothing is asked
@@ -74,7 +94,11 @@ class BlockCache:
         blocks = blocks_of(clamp(offset, length, self.identity.size), self._block_size)
         if not self._plan.present.covers(blocks):
             self._plan.hint(blocks, priority)
-            self._work[_PREFETCH].set()
+            self._work[(priority,)].set()
+
+    async def wait_complete(self) -> None:
+        """Wait until the whole image is here, each block compared with its checksum."""
+        await self._complete.wait()
 
     def statistics(self) -> Statistics:
         present = self._plan.present
@@ -107,29 +131,69 @@ class BlockCache:
         """Fetch what is asked for, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dispatch, _DEMAND, nursery)
-            nursery.start_soon(self._dispatch, _PREFETCH, nursery)
+            nursery.start_soon(self._dispatch, _READAHEAD, nursery)
+            nursery.start_soon(self._dispatch_fill, nursery)
+            nursery.start_soon(self._watch_completion)
             nursery.start_soon(self._sync_regularly)
 
     async def _dispatch(self, priorities: tuple[Priority, ...], nursery: trio.Nursery) -> None:
         """Start fetches of these priorities as work and lanes turn up."""
         while True:
-            if not self._plan.has_work(priorities):
-                self._work[priorities] = trio.Event()
-                await self._work[priorities].wait()
-                continue
-            await trio.sleep_until(self._resume_at)
+            await self._wait_for_work(priorities)
             lane = await self._source.lane(priorities[0])
-            held_back = trio.current_time() < self._resume_at
-            fetch = None if held_back else self._plan.next_fetch(priorities, self._most_blocks())
+            fetch = self._take(priorities, self._full_length())
             if fetch is None:
                 lane.release()
             else:
                 nursery.start_soon(self._fetch, fetch, lane)
+                self._asked.set()
+                self._asked = trio.Event()
 
-    def _most_blocks(self) -> int:
-        """Blocks in one request: enough that its round trip is small beside its transfer."""
-        size = min(max(2 * self.link.bandwidth_delay, SMALLEST_FETCH), LARGEST_FETCH)
-        return max(1, size // self._block_size)
+    async def _dispatch_fill(self, nursery: trio.Nursery) -> None:
+        """Start fetches of the fill when that delays nobody; see ``fill.py``."""
+        while True:
+            await self._wait_for_work(_FILL)
+            await trio.sleep_until(self._fill.ready_at())
+            beside = await self._wait_for_turn()
+            lane = await self._source.lane(Priority.FILL)
+            now = trio.current_time()
+            length = self._fill.length(now, self.link, self._full_length(), beside=beside)
+            fetch = self._take(_FILL, length)
+            if fetch is None:
+                lane.release()
+                continue
+            self._fill.asked(now, length)
+            if self._fill.calm(now):
+                nursery.start_soon(self._fetch, fetch, lane)
+            else:
+                await self._fetch(fetch, lane)
+
+    async def _wait_for_turn(self) -> bool:
+        """Wait until fill may ask; returns whether it goes beside the request of a reader."""
+        while not self._fill.calm(trio.current_time()):
+            with trio.move_on_after(self._fill.pause(self.link)):
+                await self._asked.wait()
+                return True
+            if self._plan.quiet:
+                break
+        return False
+
+    async def _wait_for_work(self, priorities: tuple[Priority, ...]) -> None:
+        """Wait until there is something to fetch, and the server may be asked."""
+        while not self._plan.has_work(priorities):
+            self._work[priorities] = trio.Event()
+            await self._work[priorities].wait()
+        await trio.sleep_until(self._resume_at)
+
+    def _take(self, priorities: tuple[Priority, ...], length: int) -> Fetch | None:
+        """The next fetch, of at most about ``length`` bytes, unless requests are held back."""
+        if trio.current_time() < self._resume_at:
+            return None
+        return self._plan.next_fetch(priorities, max(1, length // self._block_size))
+
+    def _full_length(self) -> int:
+        """Bytes in one request: enough that its round trip is small beside its transfer."""
+        return min(max(2 * self.link.bandwidth_delay, SMALLEST_FETCH), LARGEST_FETCH)
 
     async def _fetch(self, fetch: Fetch, lane: Lane) -> None:
         """Run one request to its end, whatever that is. Never raises but when cancelled."""
@@ -183,6 +247,23 @@ class BlockCache:
             for waiter in self._plan.arrived(fetch):
                 waiter.wake(None)
         self._plan.lost(self._store.evict(self._plan.held))
+        if self._plan.complete:
+            self._arrived_all.set()
+
+    async def _watch_completion(self) -> None:
+        """Find out when all blocks are here and right, those of earlier mounts too."""
+        while True:
+            await self._arrived_all.wait()
+            self._arrived_all = trio.Event()
+            step = max(1, VERIFY_STEP // self._block_size)
+            for first in range(0, self._plan.present.block_count, step):
+                self._ready(Span(first, min(first + step, self._plan.present.block_count)))
+                await trio.lowlevel.checkpoint()
+            if self._plan.complete:
+                log.info("%s is complete", self._name)
+                self._complete.set()
+                return
+            await self.ensure(0, self.identity.size, Priority.FILL)
 
     # Saving
 
@@ -254,10 +335,12 @@ class BlockCache:
         waiter = Waiter(wake)
         self._plan.want(blocks, waiter)
         self._work[_DEMAND].set()
+        self._fill.demand(trio.current_time())
         try:
             await done.wait()
         finally:
             self._plan.forget(waiter)
+            self._fill.demand(trio.current_time())
         if failure is not None:
             raise failure
 

@@ -141,9 +141,15 @@ class Plan:
             self.forget(waiter)
         return failed
 
-    def waiting(self) -> list[Waiter]:
-        """Every waiter, once."""
-        return list({id(w): w for waiters in self._waiters.values() for w in waiters}.values())
+    @property
+    def complete(self) -> bool:
+        """Whether every block is present."""
+        return self.present.count == self.present.block_count
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody waits for anything."""
+        return not self._waiters
 
     # What the store says
 

@@ -24,8 +24,11 @@ from lazyfs.options import (
     ImageOptions,
     LogOptions,
     MountOptions,
+    ReadAheadLimit,
     parse_block_size,
     parse_duration,
+    parse_rate,
+    parse_readahead,
 )
 from lazyfs.sources import urls
 
@@ -85,6 +88,9 @@ def parse(arguments: Sequence[str]) -> MountOptions:
         log=_log(given),
         http=_http(given),
         timeout=given.timeout,
+        readahead=given.readahead,
+        fill=_fill(given),
+        rate=given.rate,
         foreground=given.foreground,
         fuse=tuple(sorted({*passed_on, *_fuse_flags(given)})),
     )
@@ -111,6 +117,12 @@ def _parser() -> Parser:
     add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
     add("--no-cache", action="store_true", help="keep little, in memory only")
     add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 32K)")
+    fetching = parser.add_argument_group("fetching")
+    add = fetching.add_argument
+    add("--readahead", metavar="AMOUNT", type=_as(parse_readahead), default=ReadAheadLimit(),
+        help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
+    add("--fill", action="store_true", help="fetch all the rest while nobody waits for anything")
+    add("--rate", metavar="RATE", type=_as(parse_rate), help="at most so fast: 10M/s (with --fill)")
     server = parser.add_argument_group("server")
     add = server.add_argument
     add("--connections", metavar="N", type=_as(_connections), default=4, help="a host (default: 4)")
@@ -209,6 +221,14 @@ def _file_name(name: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
         raise UsageError(f"{name!r} cannot be a file name", "give one without a slash")
     return name
+
+
+def _fill(given: argparse.Namespace) -> bool:
+    if given.rate and not given.fill:
+        raise UsageError("--rate is for --fill", "give both")
+    if given.fill and given.no_cache:
+        raise UsageError("--fill needs a cache to fill", "leave out --no-cache")
+    return bool(given.fill)
 
 
 def _cache(given: argparse.Namespace) -> CacheOptions:

@@ -1,14 +1,16 @@
 """A Device that watches reads and sends hints down for those that will follow."""
 
 from lazyfs.device import Device, Identity, Link, Priority, Statistics
+from lazyfs.options import ReadAheadLimit
 from lazyfs.prefetch.readahead import ReadAhead
 
 
 class Prefetcher:
     """Read-ahead in front of another Device."""
 
-    def __init__(self, below: Device) -> None:
+    def __init__(self, below: Device, limit: ReadAheadLimit) -> None:
         self._below = below
+        self._limit = limit
         self._readahead = ReadAhead(below.identity.size)
 
     @property
@@ -20,13 +22,17 @@ class Prefetcher:
         return self._below.link
 
     async def read(self, offset: int, length: int) -> bytes:
-        ahead = self._readahead.note(offset, length)
+        limit = self._limit.bytes_at(self._below.link.rate)
+        ahead = self._readahead.note(offset, length, limit)
         if ahead is not None:
             await self._below.ensure(ahead.start, ahead.length, Priority.READAHEAD)
         return await self._below.read(offset, length)
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         await self._below.ensure(offset, length, priority)
+
+    async def wait_complete(self) -> None:
+        await self._below.wait_complete()
 
     def statistics(self) -> Statistics:
         return self._below.statistics()

@@ -9,7 +9,6 @@ out of order within a stream (the kernel keeps two in flight), so "next" has som
 from lazyfs.ranges import Span
 
 FIRST_WINDOW = 128 << 10  # bytes
-LARGEST_WINDOW = 8 << 20
 SLACK = 1 << 20  # the kernel's largest read: how far out of order a read may come
 MAX_STREAMS = 16
 
@@ -33,8 +32,11 @@ class ReadAhead:
         self._size = size
         self._streams: list[_Stream] = []  # the most recently used last
 
-    def note(self, offset: int, length: int) -> Span | None:
-        """A read happened; returns the bytes to have next, if any are not asked for already."""
+    def note(self, offset: int, length: int, limit: int) -> Span | None:
+        """A read happened; returns the bytes to have next, if any are not asked for already.
+
+        ``limit``: how far ahead of the reader, in bytes.
+        """
         stream = self._find(offset)
         if stream is None:
             self._streams.append(_Stream(offset + length))
@@ -42,19 +44,19 @@ class ReadAhead:
             return None
         self._streams.remove(stream)
         self._streams.append(stream)
-        return self._advance(stream, offset + length)
+        return self._advance(stream, offset + length, limit)
 
     def _find(self, offset: int) -> _Stream | None:
         return next((s for s in reversed(self._streams) if s.continues_at(offset)), None)
 
-    def _advance(self, stream: _Stream, position: int) -> Span | None:
+    def _advance(self, stream: _Stream, position: int, limit: int) -> Span | None:
         if position <= stream.position:
             return None
         stream.position = position
         stream.ahead = max(stream.ahead, position)
         if stream.ahead - position > stream.window // 2:
             return None
-        stream.window = min(max(FIRST_WINDOW, 2 * stream.window), LARGEST_WINDOW)
+        stream.window = min(max(FIRST_WINDOW, 2 * stream.window), limit)
         start, stop = stream.ahead, min(position + stream.window, self._size)
         if stop <= start:
             return None

@@ -44,6 +44,7 @@ PURE = (
     "ranges.py",
     "options.py",
     "cache/bitmap.py",
+    "cache/fill.py",
     "cache/plan.py",
     "cache/retry.py",
     "sources/httprange.py",

@@ -132,8 +132,8 @@ class PlanAgainstSets(RuleBasedStateMachine):
 
     @invariant()
     def waiters_wait_for_what_has_not_come(self) -> None:
-        assert set(self.plan.waiting()) == set(self.waiters)
-        assert len(self.plan.waiting()) == len(self.waiters)
+        assert {w for ws in self.plan._waiters.values() for w in ws} == set(self.waiters)
+        assert self.plan.quiet == (not self.waiters)
         for waiter, missing in self.waiters.items():
             assert waiter.missing == missing
             assert missing
@@ -157,7 +157,7 @@ class PlanAgainstSets(RuleBasedStateMachine):
                 break
             self.take(tuple(Priority), MAX_FETCH)
         assert not self.plan.has_work(Priority)
-        assert not self.plan.waiting()
+        assert self.plan.quiet
         assert not self.waiters
         assert not any(self.owed.values())
 
@@ -335,4 +335,4 @@ def test_evicted_while_another_block_is_awaited() -> None:
     fetch = plan.next_fetch(Priority, 100)
     assert fetch is not None
     assert plan.arrived(fetch) == [waiter]
-    assert not plan.waiting()
+    assert plan.quiet

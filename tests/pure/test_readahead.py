@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lazyfs.prefetch.readahead import (
     FIRST_WINDOW,
-    LARGEST_WINDOW,
     MAX_STREAMS,
     SLACK,
     ReadAhead,
@@ -19,12 +18,13 @@ from lazyfs.ranges import Span
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 READ = 128 * KIB
+LIMIT = 8 * MIB  # how far ahead of the reader
 
 
 def noted(size: int, reads: Iterable[tuple[int, int]]) -> list[Span]:
     """What is asked for, read by read."""
     ahead = ReadAhead(size)
-    return [span for offset, length in reads if (span := ahead.note(offset, length))]
+    return [span for offset, length in reads if (span := ahead.note(offset, length, LIMIT))]
 
 
 def sequence(start: int, count: int, length: int = READ) -> list[tuple[int, int]]:
@@ -51,32 +51,32 @@ def test_a_sequential_reader_is_kept_ahead_of(start: int, length: int) -> None:
     ahead = ReadAhead(GIB)
     spans: list[Span] = []
     for offset, _ in sequence(start, 300, length):
-        if spans and spans[-1].length == LARGEST_WINDOW:
+        if spans and spans[-1].length == LIMIT:
             assert offset + length <= spans[-1].stop, "the reader came upon what nobody asked for"
-        span = ahead.note(offset, length)
+        span = ahead.note(offset, length, LIMIT)
         if span:
             spans.append(span)
     assert_ascending(spans)
     assert spans[0].start == start + 2 * length
-    assert max(span.length for span in spans) <= LARGEST_WINDOW
-    if 300 * length > 4 * LARGEST_WINDOW:
-        assert spans[-1].stop - (start + 300 * length) >= LARGEST_WINDOW // 2
+    assert max(span.length for span in spans) <= LIMIT
+    if 300 * length > 4 * LIMIT:
+        assert spans[-1].stop - (start + 300 * length) >= LIMIT // 2
 
 
 def test_the_window_doubles_up_to_the_largest() -> None:
     ahead = ReadAhead(GIB)
     reaches = []
     for offset, length in sequence(0, 2000, 64 * KIB):
-        span = ahead.note(offset, length)
+        span = ahead.note(offset, length, LIMIT)
         if span:
             reaches.append(span.stop - offset - length)
     doubling = []
     window = FIRST_WINDOW
-    while window <= LARGEST_WINDOW:
+    while window <= LIMIT:
         doubling.append(window)
         window *= 2
     assert reaches[: len(doubling)] == doubling
-    assert set(reaches[len(doubling) :]) == {LARGEST_WINDOW}
+    assert set(reaches[len(doubling) :]) == {LIMIT}
 
 
 def test_two_interleaved_readers_each_get_what_they_would_get_alone() -> None:
@@ -96,9 +96,9 @@ def test_as_many_readers_as_there_are_streams() -> None:
 def test_one_reader_too_many_forgets_the_one_that_was_idle_longest() -> None:
     ahead = ReadAhead(GIB)
     for n in range(MAX_STREAMS + 1):
-        ahead.note(n * 50 * MIB, READ)
-    assert ahead.note(READ, READ) is None  # reader 0 begins anew, at the expense of reader 1
-    assert ahead.note(2 * 50 * MIB + READ, READ) is not None
+        ahead.note(n * 50 * MIB, READ, LIMIT)
+    assert ahead.note(READ, READ, LIMIT) is None  # reader 0 begins anew, at the expense of reader 1
+    assert ahead.note(2 * 50 * MIB + READ, READ, LIMIT) is not None
 
 
 def test_random_reads_ask_for_nothing() -> None:
@@ -159,7 +159,7 @@ def test_any_reads_ask_only_for_sound_ranges(size: int, steps: list[tuple[int, i
     position = 0
     for step, length in steps:
         position = max(0, position + step) % size
-        span = ahead.note(position, length)
+        span = ahead.note(position, length, LIMIT)
         if span is not None:
             assert position < span.start < span.stop <= size
-            assert span.length <= LARGEST_WINDOW
+            assert span.length <= LIMIT

@@ -29,7 +29,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _need_fuse() -> None:
     if not Path("/dev/fuse").exists():
         pytest.skip("there is no /dev/fuse")

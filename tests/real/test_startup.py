@@ -112,7 +112,8 @@ REFUSALS = {
     "multipart": (
         Answer(206, {"Content-Type": "multipart/byteranges; boundary=x"}, b"x"), "multipart", ""),
     "redirect to nowhere": (Answer(302), "redirects without saying where to", ""),
-    "redirect to a file": (Answer(302, {"Location": "file:///etc/passwd"}), "not HTTP", ""),
+    "redirect to a file": (
+        Answer(302, {"Location": "file:///etc/passwd"}), "redirects to something", ""),
     "redirect in a circle": (Answer(302, {"Location": "/image.raw"}), "redirects", "check the URL"),
 }  # fmt: skip
 
@@ -190,7 +191,7 @@ WRONG = {
     "no URL": (["word", "other"], "neither a URL nor a command"),
     "unknown scheme": (["gopher://host/x", "MNT"], "not a kind of URL"),
     "unknown option": (["--nonsense", "http://host/x", "MNT"], "--nonsense"),
-    "unknown mount option": (["-o", "nonsense", "http://host/x", "MNT"], "--nonsense"),
+    "unknown mount option": (["-o", "nonsense", "http://host/x", "MNT"], "nonsense"),
     "block size": (["--block-size", "5000", "http://host/x", "MNT"], "power of two"),
     "connections": (["--connections", "0", "http://host/x", "MNT"], "from 1 to 64"),
     "timeout": (["--timeout", "soon", "http://host/x", "MNT"], "not a duration"),

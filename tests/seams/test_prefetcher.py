@@ -3,6 +3,7 @@
 from fakes import RecordingDevice, noise
 
 from lazyfs.device import Priority, Statistics
+from lazyfs.options import ReadAheadLimit
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.prefetch.readahead import FIRST_WINDOW
 
@@ -11,7 +12,7 @@ KIB = 1 << 10
 
 async def test_a_sequential_reader_sends_hints_down() -> None:
     below = RecordingDevice(noise(1000 * KIB))
-    prefetcher = Prefetcher(below)
+    prefetcher = Prefetcher(below, ReadAheadLimit())
     first = await prefetcher.read(0, 64 * KIB)
     second = await prefetcher.read(64 * KIB, 64 * KIB)
     assert first + second == below.content[: 128 * KIB]
@@ -24,7 +25,7 @@ async def test_a_sequential_reader_sends_hints_down() -> None:
 
 async def test_single_reads_send_no_hints() -> None:
     below = RecordingDevice(noise(8000 * KIB))
-    prefetcher = Prefetcher(below)
+    prefetcher = Prefetcher(below, ReadAheadLimit())
     for offset in (7000 * KIB, 100 * KIB, 3500 * KIB):
         assert await prefetcher.read(offset, 10) == below.content[offset : offset + 10]
     assert {call[0] for call in below.calls} == {"read"}
@@ -32,7 +33,7 @@ async def test_single_reads_send_no_hints() -> None:
 
 async def test_hints_end_with_the_image() -> None:
     below = RecordingDevice(noise(150 * KIB))
-    prefetcher = Prefetcher(below)
+    prefetcher = Prefetcher(below, ReadAheadLimit())
     for offset in range(0, 192 * KIB, 64 * KIB):
         await prefetcher.read(offset, 64 * KIB)
     hints = [call for call in below.calls if call[0] == "ensure"]
@@ -41,7 +42,7 @@ async def test_hints_end_with_the_image() -> None:
 
 async def test_the_rest_of_a_device_is_passed_through() -> None:
     below = RecordingDevice(b"abc")
-    prefetcher = Prefetcher(below)
+    prefetcher = Prefetcher(below, ReadAheadLimit())
     assert prefetcher.identity is below.identity
     assert prefetcher.statistics() == Statistics(size=3, cached=7)
     await prefetcher.ensure(1, 2, Priority.DEMAND)

@@ -1,0 +1,63 @@
+"""When the background fill may ask for more, and for how much. Pure.
+
+Fill completes an image with what the link has left over. It is the only traffic that nobody waits
+for, so it must never be what somebody waits behind. Three states:
+
+- *calm*: nobody has waited for a while. All lanes that prefetch may use, requests of full length.
+- *beside* a reader: while a request of his is on its way, the link stands idle for a round trip. A
+  fill request sent right behind it is answered right behind it, and done before an answer to his
+  next one could be: he loses nothing, and most of the idle link is used.
+- *alone*, between two readers: one short request at a time.
+
+Tried before: fill only while nobody waits, in short requests. A reader who goes from block to block
+then arrives in the middle of one, each time: his reads took 9 ms longer at a round trip of 20 ms.
+
+``--rate`` is kept as an average over each request: after n bytes it rests until they are paid for.
+"""
+
+from lazyfs.device import Link
+
+CALM = 1.0  # seconds without a waiting reader after which the link counts as idle
+SHORTEST = 128 << 10  # bytes
+BESIDE = 0.7  # of what the link holds
+ALONE = 0.25
+
+
+class FillPolicy:
+    """The pace of one image's fill. ``rate``: bytes a second, None for as fast as it goes."""
+
+    def __init__(self, rate: float | None = None) -> None:
+        self._rate = rate
+        self._paid_at = 0.0
+        self._demand_at = float("-inf")
+
+    def demand(self, now: float) -> None:
+        """A reader waits, or has just got what it waited for."""
+        self._demand_at = now
+
+    def calm(self, now: float) -> bool:
+        """Whether the link counts as idle."""
+        return now - self._demand_at >= CALM
+
+    def pause(self, link: Link) -> float:
+        """Seconds without a waiting reader after which fill may ask on its own account."""
+        return max(0.01, 2 * link.round_trip)
+
+    def ready_at(self) -> float:
+        """When the next request may be sent, as far as the rate goes."""
+        return self._paid_at
+
+    def asked(self, now: float, length: int) -> None:
+        """A request for ``length`` bytes is sent."""
+        if self._rate:
+            self._paid_at = max(now, self._paid_at) + length / self._rate
+
+    def length(self, now: float, link: Link, full: int, *, beside: bool) -> int:
+        """Bytes that the next request may ask for; ``full`` is what a request may have at all."""
+        length = full
+        if not self.calm(now):
+            share = BESIDE if beside else ALONE
+            length = max(SHORTEST, int(share * link.bandwidth_delay))
+        if self._rate:
+            length = min(length, max(SHORTEST, int(self._rate)))
+        return min(length, full)
