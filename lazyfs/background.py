@@ -1,5 +1,6 @@
 """Going to the background: the shell gets its prompt back when the work is ready, or has failed."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
     code = 1
     try:
         code = work(ready)
+    except BaseException:
+        # A defect, since work reports what it foresees. Once detached, the log has it.
+        logging.getLogger(__name__).exception("lazyfs failed in an unforeseen way")
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -51,15 +51,22 @@ class Identity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a Device has done so far: counts, and bytes."""
+    """What a Device has done so far: counts; bytes unless another unit is named."""
 
     size: int = 0  # of the image
-    cached: int = 0  # bytes that are held locally
-    wanted: int = 0  # bytes that readers asked for
-    fetched: int = 0  # bytes that the source sent
+    cached: int = 0  # held locally
+    wanted: int = 0  # asked for by readers
+    hits: int = 0  # reads that were served from the cache at once
+    misses: int = 0  # reads that had to wait
+    fetched: int = 0  # sent by the source
+    prefetched: int = 0  # of these, before anybody asked for them
+    unused: int = 0  # of these, still not asked for by anybody
     requests: int = 0  # ranges asked of the source
+    under_way: int = 0  # requests that have not ended yet
     failures: int = 0  # requests that did not end well
     damaged: int = 0  # cached blocks that failed their checksum and were dropped
+    rate: float = 0.0  # bytes a second that the link brings; 0 until known
+    round_trip: float = 0.0  # seconds; 0 until known
 
 
 class Link(Protocol):

@@ -6,6 +6,8 @@ The tree::
     +-- UsageError                 the command line is wrong: exit code 2
     +-- MountError                 the mount point or FUSE cannot be used
     +-- ToolMissing                a program that this command needs is not installed
+    +-- LogError                   the log file cannot be written
+    +-- ImageError                 the image's content is not what a command needs
     +-- CacheError                 the cache cannot be used
     |   +-- CacheBusy              another lazyfs writes it
     +-- SourceError                the server, or the way to it
@@ -62,6 +64,14 @@ class MountError(LazyfsError):
 
 
 class ToolMissing(LazyfsError):
+    pass
+
+
+class LogError(LazyfsError):
+    pass
+
+
+class ImageError(LazyfsError):
     pass
 
 

@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from lazyfs.options import LogOptions
+from lazyfs.errors import LogError
+from lazyfs.options import LogOptions, MountOptions
 
 _SYSLOG = Path("/dev/log")
 
@@ -31,32 +32,48 @@ class _Json(logging.Formatter):
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def to_stderr(options: LogOptions) -> None:
-    """Log to the terminal of the person who started us."""
-    _use(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
+def terminal(options: LogOptions) -> logging.Handler:
+    """A handler for the terminal of the person who started us."""
+    return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
 
 
-def to_background(options: LogOptions, fallback: Path) -> None:
-    """Log to ``options.file``, else to syslog or the journal, else to the file ``fallback``."""
+def destination(mount: MountOptions) -> logging.Handler:
+    """A handler for where a mount logs to while it is served.
+
+    That is the file that the user named; else the terminal, when it stays in the foreground; else
+    syslog or the journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
+    """
+    options = mount.log
+    if options.file is None and mount.foreground:
+        return terminal(options)
     if options.file is None and _SYSLOG.exists():
-        handler: logging.Handler = logging.handlers.SysLogHandler(
+        syslog = logging.handlers.SysLogHandler(
             os.fspath(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
         )
-        _use(handler, options, f"lazyfs[{os.getpid()}]: %(message)s")
-        return
-    path = options.file or fallback
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    _use(handler, options, "%(asctime)s %(process)d %(levelname)s %(message)s")
+        return _formatted(syslog, options, f"lazyfs[{os.getpid()}]: %(message)s")
+    path = options.file or mount.cache.directory / "lazyfs.log"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise LogError(
+            f"the log file {path} cannot be written: {error.strerror}",
+            "name another with --log-file",
+        ) from error
+    return _formatted(file, options, "%(asctime)s %(process)d %(levelname)s %(message)s")
 
 
-def _use(handler: logging.Handler, options: LogOptions, plain: str) -> None:
-    """Make ``handler`` the only one. Other libraries are heard from WARNING on."""
+def use(handler: logging.Handler, level: int) -> None:
+    """Log from ``level`` on, to this handler alone. Other libraries are heard from WARNING on."""
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    handler.setFormatter(_Json() if options.json else logging.Formatter(plain))
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("lazyfs").setLevel(options.level)
+    logging.getLogger("lazyfs").setLevel(level)
+
+
+def _formatted(handler: logging.Handler, options: LogOptions, plain: str) -> logging.Handler:
+    handler.setFormatter(_Json() if options.json else logging.Formatter(plain))
+    return handler

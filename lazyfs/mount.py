@@ -28,12 +28,13 @@ def mount(options: MountOptions, report: Callable[[LazyfsError], int]) -> int:
     """
     check_mountpoint(options)
     if options.foreground:
-        logs.to_stderr(options.log)
+        logs.use(logs.terminal(options.log), options.log.level)
         trio.run(_serve, options, lambda: None)
         return 0
 
     def work(ready: Callable[[], None]) -> int:
-        logs.to_stderr(options.log)
+        # Until then the user looks on, and is told what he would want to know.
+        logs.use(logs.terminal(options.log), max(logging.WARNING, options.log.level))
         try:
             trio.run(_serve, options, ready)
         except LazyfsError as error:
@@ -67,10 +68,10 @@ def check_mountpoint(options: MountOptions) -> None:
 async def _serve(options: MountOptions, ready: Callable[[], None]) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     async with open_stack(options) as stack:
+        log_handler = logs.destination(options)
         fuse_mount = _mount_files(options, stack.images)
         try:
-            if not options.foreground:
-                logs.to_background(options.log, options.cache.directory / "lazyfs.log")
+            logs.use(log_handler, options.log.level)
             ready()
             for image in stack.images:
                 log.info("%s is mounted on %s", image.url, options.mountpoint)

@@ -109,9 +109,10 @@ async def _open_cache(
     lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
     try:
         source = await _open_source(client, wanted.url, paths)
-        store = open_disk_store(
-            paths, lock, name, source.identity, options.cache.block_size or DEFAULT_BLOCK_SIZE
-        )
+        asked = options.cache.block_size
+        store = open_disk_store(paths, lock, name, source.identity, asked or DEFAULT_BLOCK_SIZE)
+        if asked not in (None, store.block_size):
+            log.warning("%s: the cache keeps its block size of %d bytes", name, store.block_size)
     except BaseException:
         lock.close()
         raise

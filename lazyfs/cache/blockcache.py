@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from lazyfs.cache.counts import Counts
 from lazyfs.cache.fill import FillPolicy
 from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
@@ -71,7 +72,7 @@ class BlockCache:
         self._last_failure: LazyfsError | None = None  # None while all goes well
         self._said = logging.NOTSET  # the highest level at which it was logged
         self._unsynced = False
-        self._wanted = self._fetched = self._requests = self._failures = self._damaged = 0
+        self._counts = Counts(store.present.block_count)
 
     # The Device
 
@@ -82,9 +83,13 @@ class BlockCache:
     async def read(self, offset: int, length: int) -> bytes:
         span = clamp(offset, length, self.identity.size)
         blocks = blocks_of(span, self._block_size)
-        self._wanted += span.length
-        if not self._ready(blocks):
+        self._counts.wanted += span.length
+        if self._ready(blocks):
+            self._counts.hits += 1
+        else:
+            self._counts.misses += 1
             await self._make_ready(blocks)
+        self._counts.prefetch_used(blocks)
         try:
             return self._store.read(span)
         except OSError as error:
@@ -106,14 +111,22 @@ class BlockCache:
         last = present.block_count - 1
         if last >= 0 and last in present:
             cached -= (last + 1) * self._block_size - self.identity.size
+        counts = self._counts
         return Statistics(
             size=self.identity.size,
             cached=cached,
-            wanted=self._wanted,
-            fetched=self._fetched,
-            requests=self._requests,
-            failures=self._failures,
-            damaged=self._damaged,
+            wanted=counts.wanted,
+            hits=counts.hits,
+            misses=counts.misses,
+            fetched=counts.fetched,
+            prefetched=counts.prefetched,
+            unused=counts.unused_blocks * self._block_size,
+            requests=counts.requests,
+            under_way=counts.under_way,
+            failures=counts.failures,
+            damaged=counts.damaged,
+            rate=self.link.rate,
+            round_trip=self.link.round_trip,
         )
 
     async def aclose(self) -> None:
@@ -163,7 +176,7 @@ class BlockCache:
                 lane.release()
                 continue
             self._fill.asked(now, length)
-            if self._fill.calm(now):
+            if beside or self._fill.calm(now):
                 nursery.start_soon(self._fetch, fetch, lane)
             else:
                 await self._fetch(fetch, lane)
@@ -198,7 +211,8 @@ class BlockCache:
     async def _fetch(self, fetch: Fetch, lane: Lane) -> None:
         """Run one request to its end, whatever that is. Never raises but when cancelled."""
         span = bytes_of(fetch.blocks, self._block_size, self.identity.size)
-        self._requests += 1
+        self._counts.requests += 1
+        self._counts.under_way += 1
         try:
             async with self._source.stream(span.start, span.length) as pieces:
                 await self._take_in(fetch, pieces)
@@ -213,13 +227,14 @@ class BlockCache:
             self._plan.end(fetch)
             self._note_blocks()
             self._work[_DEMAND].set()
+            self._counts.under_way -= 1
             lane.release()
 
     async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes | bytearray]) -> None:
         """Cut a stream into blocks; store each and wake its waiters."""
         pending = bytearray()
         async for piece in pieces:
-            self._fetched += len(piece)
+            self._counts.fetched += len(piece)
             pending += piece
             whole = self._whole_blocks(fetch, len(pending))
             if whole:
@@ -243,7 +258,10 @@ class BlockCache:
             ) from error
         if self._last_failure is not None:
             self._recovered()
-        for _ in range(-(-len(content) // self._block_size)):
+        blocks = Span(fetch.next, fetch.next - (-len(content) // self._block_size))
+        if fetch.priority is not Priority.DEMAND:
+            self._counts.prefetch_arrived(blocks, len(content))
+        for _ in range(blocks.length):
             for waiter in self._plan.arrived(fetch):
                 waiter.wake(None)
         self._plan.lost(self._store.evict(self._plan.held))
@@ -303,7 +321,7 @@ class BlockCache:
         damaged = self._store.verify(blocks)
         if not damaged:
             return True
-        self._damaged += len(damaged)
+        self._counts.damaged += len(damaged)
         self._plan.lost(damaged)
         log.warning(
             "%s: %d cached blocks from block %d on were damaged; fetching them again",
@@ -359,7 +377,7 @@ class BlockCache:
             waiter.wake(error)
 
     def _failed(self, error: LazyfsError, level: int, what_next: str = "") -> None:
-        self._failures += 1
+        self._counts.failures += 1
         self._last_failure = error
         if level > self._said:
             self._said = level

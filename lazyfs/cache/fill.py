@@ -19,7 +19,7 @@ from lazyfs.device import Link
 
 CALM = 1.0  # seconds without a waiting reader after which the link counts as idle
 SHORTEST = 128 << 10  # bytes
-BESIDE = 0.7  # of what the link holds
+BESIDE = 0.85  # of what the link holds; the rest is for the reader's own answer
 ALONE = 0.25
 
 

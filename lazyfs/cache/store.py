@@ -371,8 +371,6 @@ def open_disk_store(
             f"the cache {paths.data.parent} cannot be written: {error.strerror}",
             "name another place with --cache-dir, or use --no-cache",
         ) from error
-    if meta.block_size != block_size:
-        log.info("%s: the cache keeps its block size of %d bytes", url, meta.block_size)
     return DiskStore(paths, lock, meta)
 
 

@@ -17,6 +17,7 @@ What was learnt the hard way:
 """
 
 import errno
+import json
 import logging
 import os
 import select
@@ -24,7 +25,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -147,9 +148,11 @@ class _Images(pyfuse3.Operations):
         image = self._files.get(inode)
         if image is None:
             return {}
+        statistics = image.device.statistics()
         return {
             b"user.lazyfs.url": image.url.encode(),
-            b"user.lazyfs.cached": b"%d" % image.device.statistics().cached,
+            b"user.lazyfs.cached": b"%d" % statistics.cached,
+            b"user.lazyfs.statistics": json.dumps(asdict(statistics)).encode(),
         }
 
     def _attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:

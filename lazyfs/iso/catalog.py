@@ -16,7 +16,7 @@ import pycdlib
 from pycdlib.dr import DirectoryRecord
 from pycdlib.pycdlibexception import PyCdlibException
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import ImageError
 
 
 class Extent(NamedTuple):
@@ -36,14 +36,14 @@ class Catalog:
     def __init__(self, file: BinaryIO) -> None:
         """Read the tree from ``file``, which must stay open and is used by one thread at a time.
 
-        Raises LazyfsError when this is no ISO 9660 image, or one that pycdlib does not understand;
+        Raises ImageError when this is no ISO 9660 image, or one that pycdlib does not understand;
         OSError when ``file`` cannot be read.
         """
         self._iso = pycdlib.PyCdlib()
         try:
             self._iso.open_fp(file)
         except PyCdlibException as error:
-            raise LazyfsError(f"this is not a readable ISO 9660 image: {error}") from error
+            raise ImageError(f"this is not a readable ISO 9660 image: {error}") from error
         joliet = self._iso.joliet_vd
         self._rock_ridge = self._iso.has_rock_ridge()
         self._joliet = joliet is not None and not self._rock_ridge
@@ -63,15 +63,15 @@ class Catalog:
                     yield str(directory / name)
 
     def extent(self, path: str) -> Extent:
-        """Where the regular file ``path`` lies. Raises LazyfsError when there is none."""
+        """Where the regular file ``path`` lies. Raises ImageError when there is none."""
         record = self._root
         for name in PurePosixPath(path.lstrip("/")).parts:
             child = self._children(record).get(name) if record.is_dir() else None
             if child is None:
-                raise LazyfsError(f"{path} is not in the image")
+                raise ImageError(f"{path} is not in the image")
             record = child
         if record.is_dir() or record.is_symlink():
-            raise LazyfsError(f"{path} is not a regular file")
+            raise ImageError(f"{path} is not a regular file")
         return self._whole(path, record)
 
     def _children(self, directory: DirectoryRecord) -> dict[str, DirectoryRecord]:
@@ -92,19 +92,19 @@ class Catalog:
         return plain.partition(";")[0].rstrip(".").lower()
 
     def _whole(self, path: str, first: DirectoryRecord) -> Extent:
-        """One extent from all the records of a file. Raises LazyfsError when there are gaps."""
+        """One extent from all the records of a file. Raises ImageError when there are gaps."""
         start = end = first.extent_location() * self._block
         part: DirectoryRecord | None = first
         while part is not None:
             if part.extent_location() * self._block != end:
-                raise LazyfsError(f"{path} lies in several pieces")
+                raise ImageError(f"{path} lies in several pieces")
             end += part.data_length
             part = part.data_continuation
         return Extent(start, end - start)
 
 
 def find_extent(file: BinaryIO, path: str) -> Extent:
-    """Where ``path`` lies in the image ``file``. Raises LazyfsError, OSError."""
+    """Where ``path`` lies in the image ``file``. Raises ImageError, OSError."""
     return Catalog(file).extent(path)
 
 

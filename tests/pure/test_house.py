@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "sources": COMMON,
     "control": COMMON,
     "protocols": {"errors"},
-    "logs": {"options"},
+    "logs": {"options", "errors"},
     "background": set(),
     "options": {"errors"},
     "device": set(),
@@ -47,7 +47,9 @@ PURE = (
     "cache/fill.py",
     "cache/plan.py",
     "cache/retry.py",
+    "sources/http1.py",
     "sources/httprange.py",
+    "sources/link.py",
     "sources/urls.py",
     "prefetch/readahead.py",
 )

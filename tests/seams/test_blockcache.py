@@ -369,7 +369,7 @@ async def test_a_read_ends_at_its_deadline_exactly(autojump_clock: MockClock) ->
         with pytest.raises(ReadTimeout, match="img: no data within 7 seconds"):
             await cache.read(0, 1)
         assert trio.current_time() == began + 7
-        assert not cache._plan.waiting()
+        assert cache._plan.quiet
 
 
 async def test_a_deadline_tells_the_last_failure(
@@ -430,11 +430,11 @@ async def test_a_cancelled_reader_leaves_no_trace(autojump_clock: MockClock) -> 
         await wait_all_tasks_blocked()
         gone.scope.cancel()
         await wait_all_tasks_blocked()
-        assert len(cache._plan.waiting()) == 1
+        assert not cache._plan.quiet
         gate.set()
         await wait_all_tasks_blocked()
         assert stays.right
-        assert not cache._plan.waiting()
+        assert cache._plan.quiet
 
 
 async def test_a_failed_request_is_not_repeated_for_one_who_left(
@@ -527,7 +527,13 @@ async def test_statistics(autojump_clock: MockClock, expected_log: Announce) -> 
         await cache.read(10, 20)
         await cache.read(SIZE - 5, 1000)
         assert cache.statistics() == Statistics(
-            size=SIZE, cached=BLOCK + 100, wanted=45, fetched=BLOCK + 100, requests=2
+            size=SIZE,
+            cached=BLOCK + 100,
+            wanted=45,
+            hits=1,
+            misses=2,
+            fetched=BLOCK + 100,
+            requests=2,
         )
         source.fail_at(5 * BLOCK + 7, NotFound("gone"))
         with contextlib.suppress(NotFound):
@@ -536,6 +542,8 @@ async def test_statistics(autojump_clock: MockClock, expected_log: Announce) -> 
             size=SIZE,
             cached=BLOCK + 100,
             wanted=45 + BLOCK,
+            hits=1,
+            misses=3,
             fetched=BLOCK + 107,
             requests=3,
             failures=1,
@@ -578,7 +586,7 @@ def test_random_readers_read_the_truth(
                     nursery.start_soon(read_later, reader, delay, leaves)
             for reader, _, leaves in readers:
                 assert reader.right or (leaves and reader.content is None)
-            assert not cache._plan.waiting()
+            assert cache._plan.quiet
         assert source.most_at_once <= lanes
 
     async def read_later(reader: Reader, delay: float, leaves: bool) -> None:
