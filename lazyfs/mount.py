@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -14,34 +14,43 @@ from lazyfs.background import run_in_background
 from lazyfs.errors import LazyfsError, MountError, UsageError
 from lazyfs.frontends.fuse import FuseMount, ImageFile
 from lazyfs.frontends.loop import loops_below
+from lazyfs.handover import hand_over_when_complete
 from lazyfs.options import MountOptions
-from lazyfs.stack import Image, open_stack
+from lazyfs.stack import Image, Stack, open_stack
 
 log = logging.getLogger(__name__)
 
 
-def mount(options: MountOptions, report: Callable[[LazyfsError], int]) -> int:
+def mount(
+    options: MountOptions,
+    report: Callable[[LazyfsError], int],
+    use: Callable[[], Awaitable[None]] | None = None,
+) -> int:
     """Mount and serve; returns the exit code for the shell.
 
     In the background unless ``options.foreground``. ``report`` tells the user of an error that
     comes before the image is readable, and says the exit code for it.
+
+    ``use``: the one user that the mount is made for. It is called when the image can be read, and
+    before the caller is told so; when what it has opened is closed again, the mount ends, and its
+    mount point, which belongs to it, is removed.
     """
     check_mountpoint(options)
-    if options.foreground:
-        logs.use(logs.terminal(options.log), options.log.level)
-        trio.run(_serve, options, lambda: None)
-        return 0
 
     def work(ready: Callable[[], None]) -> int:
         # Until then the user looks on, and is told what he would want to know.
-        logs.use(logs.terminal(options.log), max(logging.WARNING, options.log.level))
+        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
+        logs.use(logs.terminal(options.log), level)
         try:
-            trio.run(_serve, options, ready)
+            trio.run(_serve, options, ready, use)
         except LazyfsError as error:
             return report(error)
+        finally:
+            if use is not None:
+                options.mountpoint.rmdir()
         return 0
 
-    return run_in_background(work)
+    return work(lambda: None) if options.foreground else run_in_background(work)
 
 
 def check_mountpoint(options: MountOptions) -> None:
@@ -65,24 +74,58 @@ def check_mountpoint(options: MountOptions) -> None:
         raise MountError(f"/dev/fuse {why}", "load the kernel module fuse, or ask for access to it")
 
 
-async def _serve(options: MountOptions, ready: Callable[[], None]) -> None:
+async def _serve(
+    options: MountOptions,
+    ready: Callable[[], None],
+    use: Callable[[], Awaitable[None]] | None,
+) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     async with open_stack(options) as stack:
         log_handler = logs.destination(options)
         fuse_mount = _mount_files(options, stack.images)
+        failure: LazyfsError | None = None
         try:
-            logs.use(log_handler, options.log.level)
-            ready()
-            for image in stack.images:
-                log.info("%s is mounted on %s", image.url, options.mountpoint)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stack.run)
-                nursery.start_soon(_end_on_signal, options.mountpoint, nursery.cancel_scope)
-                await fuse_mount.run()
-                nursery.cancel_scope.cancel()
+                _start_serving(nursery, options.mountpoint, stack, fuse_mount)
+                try:
+                    if use is not None:
+                        await use()
+                        nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
+                    logs.use(log_handler, options.log.level)
+                    ready()
+                except LazyfsError as error:
+                    failure = error
+                    nursery.cancel_scope.cancel()
+                else:
+                    for image in stack.images:
+                        log.info("%s is mounted on %s", image.url, options.mountpoint)
         finally:
             fuse_mount.close()
+    if failure is not None:
+        raise failure
     log.info("%s is unmounted", options.mountpoint)
+
+
+def _start_serving(
+    nursery: trio.Nursery, mountpoint: Path, stack: Stack, fuse_mount: FuseMount
+) -> None:
+    """Start all that runs while a mount lives; it ends with the mount."""
+
+    async def answer() -> None:
+        await fuse_mount.run()
+        nursery.cancel_scope.cancel()
+
+    nursery.start_soon(answer)
+    nursery.start_soon(stack.run)
+    nursery.start_soon(_end_on_signal, mountpoint, nursery.cancel_scope)
+    for image in stack.images:
+        file = mountpoint if fuse_mount.single else mountpoint / image.name
+        nursery.start_soon(hand_over_when_complete, image, file)
+
+
+async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
+    await fuse_mount.wait_unused()
+    scope.cancel()
 
 
 def _mount_files(options: MountOptions, images: Sequence[Image]) -> FuseMount:

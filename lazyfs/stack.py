@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import trio
 
@@ -36,12 +37,16 @@ MEMORY_LIMIT = 16 << 20  # bytes of blocks that a mount without a cache holds fo
 
 @dataclass(frozen=True)
 class Image:
-    """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say."""
+    """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say.
+
+    ``local_copy``: the file that holds the whole image once it is complete; None without one.
+    """
 
     name: str
     url: str  # without secrets
     device: Device
     mtime: float
+    local_copy: Path | None
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,18 @@ async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
             cache = await _open_cache(wanted, options, client)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
-        readahead = _readahead(options)
         images = (
-            _image(wanted, cache, readahead)
+            _image(options, wanted, cache)
             for wanted, cache in zip(options.images, caches, strict=True)
         )
         yield Stack(tuple(images), tuple(caches), options.fill)
 
 
-def _image(wanted: ImageOptions, cache: BlockCache, readahead: ReadAheadLimit) -> Image:
-    device = Prefetcher(cache, readahead)
-    return Image(wanted.name, urls.shown(wanted.url), device, _mtime(cache.identity))
+def _image(options: MountOptions, wanted: ImageOptions, cache: BlockCache) -> Image:
+    device = Prefetcher(cache, _readahead(options))
+    memory_only = options.cache.memory_only
+    copy = None if memory_only else _cache_paths(options.cache, wanted.url).data
+    return Image(wanted.name, urls.shown(wanted.url), device, _mtime(cache.identity), copy)
 
 
 def _readahead(options: MountOptions) -> ReadAheadLimit:

@@ -3,44 +3,47 @@
 Apart from ``mount.py``, so that it needs neither FUSE's library nor an event loop.
 """
 
-import os
-import subprocess
 from pathlib import Path
 
-from lazyfs.errors import MountError, ToolMissing
-from lazyfs.frontends.loop import loops_below
+from lazyfs.errors import MountError
+from lazyfs.frontends.loop import backing_file, loops_below, run
+from lazyfs.mounts import Mounted, all_mounts, mount_on
 
 
 def unmount(mountpoint: Path) -> None:
-    """Unmount a mount of lazyfs; its daemon ends by itself. Raises MountError or ToolMissing."""
-    if not _is_ours(mountpoint):
+    """Unmount what lazyfs mounted there; its daemon ends by itself.
+
+    Raises MountError or ToolMissing.
+    """
+    mounted = mount_on(mountpoint)
+    if mounted is not None and _is_loop_of_ours(mounted):
+        run(["umount", "--", str(mountpoint)])
+    elif mounted is None or mounted.kind != "fuse.lazyfs":
         raise MountError(f"lazyfs is not mounted on {mountpoint}", "see: findmnt -t fuse.lazyfs")
+    else:
+        _unmount_fuse(mountpoint)
+
+
+def _unmount_fuse(mountpoint: Path) -> None:
     try:
-        done = subprocess.run(
-            ["fusermount3", "-u", "--", mountpoint], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError as error:
-        raise ToolMissing("fusermount3 is not installed", "install the package fuse3") from error
-    if done.returncode:
-        raise _refused(mountpoint, done.stderr.strip())
+        run(["fusermount3", "-u", "--", str(mountpoint)])
+    except MountError as error:
+        loops = loops_below(mountpoint)
+        if loops:
+            raise MountError(
+                f"{mountpoint} is in use by {', '.join(loops)}",
+                "unmount the filesystem on it first (losetup -d detaches a bare loop device)",
+            ) from error
+        raise MountError(
+            f"{mountpoint} cannot be unmounted: {error.message}", f"see: fuser -vm {mountpoint}"
+        ) from error
 
 
-def _is_ours(mountpoint: Path) -> bool:
-    """Whether the topmost mount there is of lazyfs, by proc(5) mountinfo."""
-    kind = ""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        where = fields.split(" ")[4].encode("latin-1", "backslashreplace").decode("unicode_escape")
-        if where == os.fspath(mountpoint):
-            kind = rest.split(" ")[0]
-    return kind == "fuse.lazyfs"
-
-
-def _refused(mountpoint: Path, why: str) -> MountError:
-    loops = loops_below(mountpoint)
-    if loops:
-        return MountError(
-            f"{mountpoint} is in use by {', '.join(loops)}",
-            "unmount the filesystem on it first (losetup -d detaches a bare loop device)",
-        )
-    return MountError(f"{mountpoint} cannot be unmounted: {why}", f"see: fuser -vm {mountpoint}")
+def _is_loop_of_ours(mounted: Mounted) -> bool:
+    """Whether this is a filesystem on an image of lazyfs: mounted, or complete in its cache."""
+    file = backing_file(mounted.source) if mounted.source.startswith("/dev/loop") else None
+    if file is None:
+        return False
+    ours = [m.mountpoint for m in all_mounts() if m.kind == "fuse.lazyfs"]
+    cached = file.name == "data" and (file.parent / "meta.json").exists()
+    return cached or any(file.is_relative_to(mountpoint) for mountpoint in ours)

@@ -12,7 +12,8 @@ from lazyfs.errors import LazyfsError, UsageError
 
 COMMANDS = {
     "demo": "a tour with no network at all",
-    "umount": "unmount a mount of lazyfs",
+    "loop": "mount the filesystem that is in an image",
+    "umount": "unmount what lazyfs mounted",
 }
 
 

@@ -33,6 +33,7 @@ import trio
 
 from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError
+from lazyfs.mounts import mount_on
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class _Images(pyfuse3.Operations):
         self._newest = max(image.mtime for image in images)
         self._uid, self._gid = os.getuid(), os.getgid()
         self.reading = 0  # handlers that wait for data
+        self.opened = 0
+        self.unused = trio.Event()  # set when what was opened has been closed
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
@@ -105,7 +108,14 @@ class _Images(pyfuse3.Operations):
     ) -> pyfuse3.FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise pyfuse3.FUSEError(errno.EROFS)
+        self.opened += 1
+        self.unused = trio.Event()
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self.opened -= 1
+        if not self.opened:
+            self.unused.set()
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         image = self._files[pyfuse3.InodeT(fh)]
@@ -180,7 +190,8 @@ class FuseMount:
 
     def __init__(self, mountpoint: Path, images: Sequence[ImageFile], options: set[str]) -> None:
         """Mount. Call it outside of any handler. Raises MountError."""
-        self._operations = _Images(images, single=mountpoint.is_file())
+        self.single = mountpoint.is_file()  # whether the mount point itself is the image
+        self._operations = _Images(images, self.single)
         before = _fuse_descriptors()
         complaints: list[str] = []
         try:
@@ -198,6 +209,11 @@ class FuseMount:
             nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
+
+    async def wait_unused(self) -> None:
+        """Wait until nobody has a file open that is, or will be, opened."""
+        while not self._operations.unused.is_set():
+            await self._operations.unused.wait()
 
     def close(self) -> None:
         """Unmount if that has not happened yet."""
@@ -243,24 +259,11 @@ def _collecting_stderr(lines: list[str]) -> Iterator[None]:
 
 def _widen_reads(mountpoint: Path) -> None:
     """Let the kernel read 1 MiB at a time; only root may."""
-    knob = Path(f"/sys/class/bdi/{_device_number(mountpoint)}/read_ahead_kb")
+    mounted = mount_on(mountpoint)
+    if mounted is None:
+        return
+    knob = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
     try:
         knob.write_text(f"{READ_AHEAD_KIB}\n")
     except OSError as error:
         log.debug("the kernel's read-ahead stays as it is: %s", error)
-
-
-def _device_number(mountpoint: Path) -> str:
-    """``major:minor`` of the last mount on this path, by proc(5) mountinfo.
-
-    Not by stat(2): that would ask the filesystem that nobody answers for yet.
-    """
-    escaped = os.fspath(mountpoint)
-    for char in "\\ \t\n":
-        escaped = escaped.replace(char, f"\\{ord(char):03o}")
-    found = "none"
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
-        if fields[4] == escaped:
-            found = fields[2]
-    return found

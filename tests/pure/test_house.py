@@ -13,16 +13,19 @@ import lazyfs
 ROOT = Path(lazyfs.__file__).parent
 
 # What every layer may use.
-COMMON = {"lazyfs", "device", "errors", "ranges", "options", "protocols"}
+COMMON = {"lazyfs", "device", "errors", "ranges", "options", "protocols", "mounts"}
 
 # Part of the house: what it may import beside itself. A part is a package or a module of lazyfs.
 MAY_IMPORT = {
     "lazyfs": set(),
     "__main__": {"cli"},
-    "cli": {"lazyfs", "mount", "unmount", "options", "errors", "sources.urls", "demo"},
+    "cli": {"lazyfs", "mount", "loopmount", "unmount", "options", "errors", "sources.urls", "demo"},
     "unmount": COMMON | {"frontends"},
+    "loopmount": COMMON | {"frontends", "mount"},
+    "handover": COMMON | {"frontends", "stack"},
+    "mounts": set(),
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
-    "mount": COMMON | {"stack", "frontends", "logs", "background", "control"},
+    "mount": COMMON | {"stack", "frontends", "logs", "background", "control", "handover"},
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},
     "frontends": COMMON,
     "formats": COMMON,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lazyfs.cli.mount import USER_AGENT, parse
+from lazyfs.cli.common import USER_AGENT
+from lazyfs.cli.mount import parse
 from lazyfs.errors import UsageError
 
 URL = "https://host/a.iso"

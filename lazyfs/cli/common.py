@@ -1,0 +1,206 @@
+"""The options that commands share, and what they mean: from words to ``MountOptions``."""
+
+import argparse
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lazyfs import __version__
+from lazyfs.cli.parser import Parser
+from lazyfs.errors import UsageError
+from lazyfs.options import (
+    CACHE_ENDINGS,
+    CacheOptions,
+    HttpOptions,
+    ImageOptions,
+    LogOptions,
+    MountOptions,
+    ReadAheadLimit,
+    parse_block_size,
+    parse_duration,
+    parse_rate,
+    parse_readahead,
+)
+from lazyfs.sources import urls
+
+T = TypeVar("T")
+
+USER_AGENT = f"lazyfs/{__version__}"
+
+
+def hide_secrets(options: MountOptions) -> None:
+    """Replace what ``ps`` shows of our command line: URLs and headers may hold a login."""
+    from setproctitle import setproctitle
+
+    shown = [urls.shown(image.url) for image in options.images]
+    setproctitle(" ".join(["lazyfs", *shown, str(options.mountpoint)]))
+
+
+def add_options(parser: Parser) -> None:
+    """What can be said of how images are fetched, cached and logged."""
+    add = parser.add_argument
+    add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    cache = parser.add_argument_group("cache")
+    add = cache.add_argument
+    add("--cache-dir", metavar="DIR", help="where caches are kept (default: XDG's cache directory)")
+    add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
+    add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
+    add("--no-cache", action="store_true", help="keep little, in memory only")
+    add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 32K)")
+    fetching = parser.add_argument_group("fetching")
+    add = fetching.add_argument
+    add("--readahead", metavar="AMOUNT", type=_as(parse_readahead), default=ReadAheadLimit(),
+        help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
+    add("--fill", action="store_true", help="fetch all the rest while nobody waits for anything")
+    add("--rate", metavar="RATE", type=_as(parse_rate), help="at most so fast: 10M/s (with --fill)")
+    server = parser.add_argument_group("server")
+    add = server.add_argument
+    add("--connections", metavar="N", type=_as(_connections), default=4, help="a host (default: 4)")
+    add("--timeout", metavar="SECONDS", type=_as(parse_duration), default=60.0,
+        help="until a read fails; 0 for never (default: 60)")  # fmt: skip
+    add("--header", metavar="'K: V'", action="append", default=[], type=_as(_header),
+        help="send this header field too (may be repeated)")  # fmt: skip
+    add("--netrc", action="store_true", help="take logins from ~/.netrc")
+    add("--user-agent", default=USER_AGENT, type=_as(_field_value), help=argparse.SUPPRESS)
+    add("--proxy", metavar="URL", help="(default: http_proxy, https_proxy, no_proxy)")
+    add("--cacert", metavar="FILE", type=_absolute, help="trust the certificates in FILE")
+    add("--insecure", action="store_true", help="trust any certificate")
+    add("--insecure-redirects", action="store_true", help="follow redirects from https to http")
+    logging_ = parser.add_argument_group("logging")
+    add = logging_.add_argument
+    add("-v", "--verbose", action="store_true", help="log more")
+    add("-q", "--quiet", action="store_true", help="log errors only")
+    add("--log-file", metavar="FILE", help="log there, not to syslog")
+    add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
+
+
+def mount_options(
+    given: argparse.Namespace, images: tuple[ImageOptions, ...], fuse: tuple[str, ...]
+) -> MountOptions:
+    """What was given, as the rest of lazyfs takes it. Raises UsageError."""
+    return MountOptions(
+        images=images,
+        mountpoint=Path(os.path.realpath(given.where[-1])),
+        cache=_cache(given),
+        log=_log(given),
+        http=_http(given),
+        timeout=given.timeout,
+        readahead=given.readahead,
+        fill=_fill(given),
+        rate=given.rate,
+        foreground=given.foreground,
+        fuse=fuse,
+    )
+
+
+def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
+    wanted = where[:-1]
+    if not wanted or "://" in where[-1]:
+        raise UsageError("a URL and a mount point are needed", "lazyfs URL MOUNTPOINT")
+    for url in wanted:
+        if "://" not in url:
+            raise UsageError(f"{urls.shown(url)!r} is not a URL", "the mount point comes last")
+        urls.parse(url)
+    if len(names) > len(wanted):
+        raise UsageError("there are more names than URLs", "give --name at most once for each URL")
+    named = [*map(_file_name, names), *map(urls.file_name, wanted[len(names) :])]
+    for name in named:
+        if named.count(name) > 1:
+            raise UsageError(f"two images would be called {name}", "give a --name for each URL")
+    return tuple(ImageOptions(url, name) for url, name in zip(wanted, named, strict=True))
+
+
+def _file_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
+        raise UsageError(f"{name!r} cannot be a file name", "give one without a slash")
+    return name
+
+
+def _fill(given: argparse.Namespace) -> bool:
+    if given.rate and not given.fill:
+        raise UsageError("--rate is for --fill", "give both")
+    if given.fill and given.no_cache:
+        raise UsageError("--fill needs a cache to fill", "leave out --no-cache")
+    return bool(given.fill)
+
+
+def _cache(given: argparse.Namespace) -> CacheOptions:
+    if (given.bitmap is None) != (given.cache is None):
+        raise UsageError("--bitmap and --cache go together", "give both files, or --cache-dir")
+    if given.cache is not None and len(given.where) > 2:
+        raise UsageError("--bitmap and --cache hold one image only", "use --cache-dir")
+    files = None
+    if given.cache is not None:
+        files = (_absolute(given.bitmap), _absolute(given.cache))
+        beside = {files[1].with_name(files[1].name + end) for end in ("", *CACHE_ENDINGS)}
+        if files[0] in beside:
+            raise UsageError(f"--bitmap cannot be {files[0]}, which --cache uses", "name another")
+    directory = _absolute(given.cache_dir) if given.cache_dir else _default_cache()
+    return CacheOptions(directory, files, given.no_cache, given.block_size)
+
+
+def _absolute(path: str) -> Path:
+    """The path as it is now: the daemon works in another directory."""
+    return Path(os.path.abspath(path))
+
+
+def _default_cache() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("lazyfs")
+
+
+def _http(given: argparse.Namespace) -> HttpOptions:
+    return HttpOptions(
+        connections=given.connections,
+        stall=min(HttpOptions.stall, given.timeout or HttpOptions.stall),
+        headers=tuple(given.header),
+        netrc=given.netrc,
+        user_agent=given.user_agent,
+        proxy=given.proxy,
+        cacert=given.cacert,
+        insecure=given.insecure,
+        insecure_redirects=given.insecure_redirects,
+    )
+
+
+def _log(given: argparse.Namespace) -> LogOptions:
+    level = logging.DEBUG if given.verbose else logging.ERROR if given.quiet else logging.INFO
+    file = _absolute(given.log_file) if given.log_file else None
+    return LogOptions(level, file, given.log_format == "json")
+
+
+def _connections(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 64:
+        raise UsageError(f"{text!r} connections cannot be used", "give a number from 1 to 64")
+    return int(text)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise UsageError("a --header is not one", "write it as 'Name: value'")
+    return name, _field_value(value)
+
+
+def _field_value(text: str) -> str:
+    """What may stand in a header field (RFC 9110 section 5.5), as far as it can be sent."""
+    value = text.strip(" \t")
+    if not all(c.isprintable() or c == "\t" for c in value) or not value.isascii():
+        raise UsageError("a header has characters that cannot be sent", "leave them out")
+    return value
+
+
+def _as(parse_text: Callable[[str], T]) -> Callable[[str], T]:
+    """``parse_text`` as an argparse type: it would hide the message of any error but its own."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse_text(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

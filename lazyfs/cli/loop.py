@@ -1,0 +1,50 @@
+"""``lazyfs loop URL MOUNTPOINT``: mount the filesystem that is in an image."""
+
+import argparse
+from collections.abc import Sequence
+
+from lazyfs.cli import report
+from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
+from lazyfs.cli.parser import Parser
+from lazyfs.errors import UsageError
+
+_USAGE = "lazyfs loop [OPTION]... URL MOUNTPOINT"
+_EXAMPLE = """\
+example:
+  lazyfs loop https://host/filesystem.squashfs /media
+  lazyfs loop --fill https://host/debian.iso /media     (the daemon ends when all is here)
+  lazyfs umount /media
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_intermixed_args(arguments)
+    if len(given.where) != 2:
+        raise UsageError("one URL and a mount point are needed", "lazyfs loop URL MOUNTPOINT")
+    options = mount_options(given, named_images(given.where, []), ())
+    hide_secrets(options)
+    from lazyfs.loopmount import LoopOptions, loop_mount
+
+    filesystem_options = tuple(word for words in given.o for word in words.split(",") if word)
+    loop = LoopOptions(filesystem_options, given.type, given.repair)
+    return loop_mount(options, loop, report)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "lazyfs loop",
+        "Mount the filesystem in a remote image, through a loop device.",
+        _EXAMPLE,
+        _USAGE,
+    )
+    add = parser.add_argument
+    add("where", nargs="+", metavar="URL MOUNTPOINT", help=argparse.SUPPRESS)
+    add("-o", metavar="OPTS", action="append", default=[], help="the filesystem's mount options")
+    add("-t", "--type", metavar="TYPE", help="the filesystem's type (default: mount finds out)")
+    add(
+        "--repair",
+        action="store_true",
+        help="revive the loop device on MOUNTPOINT, whose daemon died",
+    )
+    add_options(parser)
+    return parser

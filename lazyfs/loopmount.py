@@ -1,0 +1,107 @@
+"""``lazyfs loop``: an image's filesystem mounted in one step, through a loop device.
+
+The image is mounted in a directory of lazyfs's own, a loop device stands on it, and the filesystem
+on that is mounted for the user. When the user unmounts it, the loop device goes, and with it the
+only user of the image: the daemon ends. When the image is complete, the loop device is handed over
+to the local copy, and the daemon ends while the mount stays.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from lazyfs.errors import LazyfsError, MountError
+from lazyfs.frontends.loop import attach, backing_file, change_backing_file, detach, run
+from lazyfs.mount import mount
+from lazyfs.mounts import all_mounts, mount_on
+from lazyfs.options import MountOptions
+
+RUNTIME = Path("/run/lazyfs")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """What is mounted on the loop device, and how. ``kind``: of filesystem, None for any."""
+
+    filesystem_options: tuple[str, ...] = ()
+    kind: str | None = None
+    repair: bool = False
+
+
+def loop_mount(
+    options: MountOptions, loop: LoopOptions, report: Callable[[LazyfsError], int]
+) -> int:
+    """Mount the filesystem in the image on ``options.mountpoint``; returns the exit code.
+
+    Raises MountError.
+    """
+    if os.geteuid() != 0:
+        raise MountError("only root can set up loop devices", "mount without loop, or use sudo")
+    dead = _dead_device(options.mountpoint) if loop.repair else None
+    if dead is None and not options.mountpoint.is_dir():
+        raise MountError(f"{options.mountpoint} is not a directory", f"mkdir {options.mountpoint}")
+    RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    inner = Path(tempfile.mkdtemp(prefix="loop-", dir=RUNTIME))
+    file = inner / options.images[0].name
+
+    async def use() -> None:
+        if dead is None:
+            await trio.to_thread.run_sync(_attach_and_mount, file, options.mountpoint, loop)
+        else:
+            await trio.to_thread.run_sync(_revive, dead, file)
+
+    return mount(replace(options, mountpoint=inner), report, use)
+
+
+def _attach_and_mount(file: Path, mountpoint: Path, loop: LoopOptions) -> None:
+    device = attach(file)
+    try:
+        kind = ["-t", loop.kind] if loop.kind else []
+        options = ",".join(("ro", *loop.filesystem_options))
+        run(["mount", *kind, "-o", options, device, os.fspath(mountpoint)])
+    finally:
+        detach(device)  # which, once it is mounted, means: when it is unmounted
+
+
+def _dead_device(mountpoint: Path) -> str:
+    """The loop device mounted there, whose daemon is gone. Raises MountError."""
+    mounted = mount_on(mountpoint)
+    device = mounted.source if mounted else ""
+    file = backing_file(device) if device.startswith("/dev/loop") else None
+    if file is None:
+        raise MountError(
+            f"no loop device is mounted on {mountpoint}", "see: findmnt " + str(mountpoint)
+        )
+    if _answers(file):
+        raise MountError(f"{device} on {mountpoint} needs no repair: {file} can be read")
+    return device
+
+
+def _answers(file: Path) -> bool:
+    """Whether a daemon serves this file. Opening asks it; stat(2) may be answered by the kernel."""
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:  # ENOTCONN of a dead mount; or it has been unmounted, and the path is gone
+        return False
+    return True
+
+
+def _revive(device: str, file: Path) -> None:
+    """Put ``file`` under a loop device whose own file died, and clear the dead mount away."""
+    old = backing_file(device)
+    try:
+        change_backing_file(device, file)
+    except OSError as error:
+        raise MountError(
+            f"{device} cannot be moved to {file.name}: {error.strerror}",
+            "check that this is the image that it was mounted from",
+        ) from error
+    for mounted in all_mounts():
+        if old is not None and mounted.kind == "fuse.lazyfs" and old.parent == mounted.mountpoint:
+            run(["umount", "--lazy", "--", os.fspath(mounted.mountpoint)])
+            if mounted.mountpoint.parent == RUNTIME:
+                mounted.mountpoint.rmdir()

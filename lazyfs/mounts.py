@@ -1,0 +1,41 @@
+"""What is mounted where, by proc(5) mountinfo: asking the filesystems themselves could block."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """One mount. ``device``: major:minor."""
+
+    mountpoint: Path
+    kind: str
+    source: str
+    device: str
+
+
+def mount_on(mountpoint: Path) -> Mounted | None:
+    """The topmost mount on exactly this path."""
+    return next((m for m in reversed(all_mounts()) if m.mountpoint == mountpoint), None)
+
+
+def all_mounts() -> list[Mounted]:
+    """All mounts of this namespace, in the order in which they were made."""
+    text = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    return [_parse(line) for line in text.splitlines()]
+
+
+def _parse(line: str) -> Mounted:
+    before, _, after = line.partition(" - ")
+    fields, (kind, source, *_) = before.split(" "), after.split(" ")
+    return Mounted(Path(_plain(fields[4])), kind, _plain(source), fields[2])
+
+
+def _plain(field: str) -> str:
+    """A field with its octal escapes undone; they stand for bytes."""
+    raw = os.fsencode(field).decode("latin-1")
+    return os.fsdecode(_ESCAPE.sub(lambda m: chr(int(m[1], 8)), raw).encode("latin-1"))
