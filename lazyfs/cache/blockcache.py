@@ -279,6 +279,7 @@ class BlockCache:
                 await trio.lowlevel.checkpoint()
             if self._plan.complete:
                 log.info("%s is complete", self._name)
+                await self._source.rest()
                 self._complete.set()
                 return
             await self.ensure(0, self.identity.size, Priority.FILL)

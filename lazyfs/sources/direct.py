@@ -132,7 +132,7 @@ class DirectOrigin:
         connection.idle_since = trio.current_time()
         self._idle.append(connection)
 
-    async def aclose(self) -> None:
+    async def close_idle(self) -> None:
         while self._idle:
             await _close(self._idle.pop())
 

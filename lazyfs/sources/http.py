@@ -127,9 +127,13 @@ class HttpClient:
         downgrade = urls.origin(here).scheme == "https" and urls.origin(target).scheme == "http"
         return self._options.insecure_redirects or not downgrade
 
-    async def aclose(self) -> None:
+    async def close_idle(self) -> None:
+        """Close the connections that no request is using; more are opened when needed."""
         for origin in self._origins.values():
-            await origin.aclose()
+            await origin.close_idle()
+
+    async def aclose(self) -> None:
+        await self.close_idle()
         for transport in self._transports.values():
             await transport.aclose()
 
@@ -288,6 +292,9 @@ class HttpSource:
 
     async def lane(self, priority: Priority) -> HostLane:
         return await self._client.lanes(self._place.host).acquire(priority)
+
+    async def rest(self) -> None:
+        await self._client.close_idle()
 
     async def aclose(self) -> None:
         """Nothing is held here: connections belong to the client."""

@@ -403,10 +403,9 @@ def test_any_bytes(raw: bytes) -> None:
     judged(b"HTTP/1.1 206 x\r\n" + raw + b"\r\n\r\n")
 
 
-PIECES = st.sampled_from(
-    [b"HTTP/1.1 206 x", b"HTTP/1.0 200", b"\r\n", b"\r\n\r\n", b"\r", b"\n", b":", b" ", b"\0"]
-    + [b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Connection: close", b"a: b", b"\xff"]
-)
+LINES = (b"HTTP/1.1 206 x", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"a: b")
+MARKS = (b"\r\n", b"\r\n\r\n", b"\r", b"\n", b":", b" ", b"\0", b"\xff")
+PIECES = st.sampled_from([*LINES, *MARKS])
 
 
 @given(st.lists(PIECES, max_size=12).map(b"".join), st.binary(max_size=20))

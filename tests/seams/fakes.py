@@ -40,6 +40,7 @@ class FakeSource:
         self.link = FakeLink()
         self.piece = piece
         self.requests: list[tuple[int, int]] = []  # offset, length
+        self.resting = False
         self.times: list[float] = []  # trio time of each request
         self.failures: dict[int, deque[Exception]] = {}
         self.gates: dict[int, trio.Event] = {}
@@ -66,6 +67,9 @@ class FakeSource:
 
     async def lane(self, priority: Priority) -> Lane:
         return await self._lanes.acquire(priority)
+
+    async def rest(self) -> None:
+        self.resting = True
 
     async def aclose(self) -> None:
         pass

@@ -55,6 +55,7 @@ class Site:
     requests: list[Request] = field(default_factory=list)
     accepted: int = 0  # connections
     ended: int = 0  # connections
+    _end: trio.Event = field(default_factory=trio.Event)
 
     def url(self, path: str = "/image.raw", login: str = "") -> str:
         at = f"{login}@" if login else ""
@@ -80,6 +81,14 @@ class Site:
         finally:
             await trio.aclose_forcefully(stream)
             self.ended += 1
+            self._end.set()
+            self._end = trio.Event()
+
+    async def until_ended(self, count: int) -> None:
+        """Wait until so many connections have ended."""
+        with trio.fail_after(30):
+            while self.ended < count:
+                await self._end.wait()
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
         received = bytearray()
