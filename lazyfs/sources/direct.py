@@ -16,12 +16,13 @@ from typing import Protocol
 
 import trio
 
-from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.errors import BadAnswer, LazyfsError, Unreachable
 from lazyfs.sources import http1
 from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.urls import Origin
 
 _RECEIVE = 256 << 10  # bytes asked of the socket at a time
+_MOST_INTERIM = 16  # 1xx answers before the answer proper
 _IDLE = 55.0  # seconds that an unused connection is kept; servers close theirs after 60 or 75
 
 
@@ -77,7 +78,10 @@ class DirectAnswer:
         if self._rest:
             piece, self._rest = self._rest, b""
         else:
-            piece = await self._origin.receive(self._connection, min(self._left, _RECEIVE))
+            # One byte more than there should be, to see whether there is one.
+            piece = await self._origin.receive(self._connection, min(self._left + 1, _RECEIVE))
+            if len(piece) > self._left:
+                piece, self._keep = piece[: self._left], False
         self._left -= len(piece)
         return piece
 
@@ -111,8 +115,11 @@ class DirectOrigin:
         if connection is not None:
             try:
                 return await self._exchange(connection, request), True
-            except Unreachable:
-                pass  # most likely closed by the server while it was idle
+            except (Unreachable, BadAnswer) as error:
+                # Closed by the server while it was idle, or it had said more than it announced:
+                # a fresh connection heals that. Silence it does not.
+                if isinstance(error.__cause__, trio.TooSlowError):
+                    raise
         return await self._exchange(await self._connect(), request), False
 
     async def receive(self, connection: _Connection, most: int) -> bytes | bytearray:
@@ -152,26 +159,42 @@ class DirectOrigin:
                 tcp = await trio.open_tcp_stream(host, self._origin.port)
                 if self._tls is None:
                     return _Connection(tcp, tcp.socket.fileno())
-                tls = trio.SSLStream(tcp, self._tls, server_hostname=host, https_compatible=True)
-                await tls.do_handshake()
-                return _Connection(tls, tcp.socket.fileno())
+                return _Connection(await self._encrypted(tcp, self._tls), tcp.socket.fileno())
         except trio.TooSlowError as error:
             raise Unreachable(f"cannot connect to {host}: no answer") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise _refused(host, error) from error
 
+    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> _Stream:
+        tls = trio.SSLStream(tcp, context, server_hostname=self._origin.host, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(tcp)
+            raise
+        return tls
+
     async def _exchange(self, connection: _Connection, request: bytes) -> DirectAnswer:
         """One request and the head of its answer. Closes the connection if that fails."""
         try:
             await self._send(connection, request)
-            received = bytearray()
-            while (parsed := http1.parse_head(received)) is None:
-                received += await self.receive(connection, _RECEIVE)
-            head, taken = parsed
-            return DirectAnswer(self, connection, head, bytes(received[taken:]))
+            head, rest = await self._receive_head(connection)
         except BaseException:
             await _close(connection)
             raise
+        return DirectAnswer(self, connection, head, rest)
+
+    async def _receive_head(self, connection: _Connection) -> tuple[http1.Head, bytes]:
+        """The head of an answer, and what was received of its body; interim answers are skipped."""
+        received = bytearray()
+        for _ in range(_MOST_INTERIM):
+            while (parsed := http1.parse_head(received)) is None:
+                received += await self.receive(connection, _RECEIVE)
+            head, taken = parsed
+            if not head.interim:
+                return head, bytes(received[taken:])
+            del received[:taken]
+        raise BadAnswer("the server never comes to its answer")
 
     async def _send(self, connection: _Connection, request: bytes) -> None:
         try:

@@ -21,6 +21,8 @@ def untrusted(host: str, error: BaseException) -> UntrustedServer | None:
 def reason(error: BaseException) -> str:
     """The operating system's own words for a failure, or else the library's."""
     for cause in reversed(_causes(error)):
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return cause.reason.replace("_", " ").lower()
         if isinstance(cause, socket.gaierror):
             return str(cause.strerror)
         if isinstance(cause, OSError) and cause.errno:

@@ -90,10 +90,12 @@ class HttpClient:
         patience = self._options.stall
         timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
         request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
-        host = urls.origin(url).host
+        host, proxy = urls.origin(url).host, self._proxy(url)
+        transport = self._transport(proxy)
         try:
-            transport = self._transport(self._proxy(url))
             return CarefulAnswer(await transport.handle_async_request(request), host)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _translated(error, f"the proxy {urls.shown(proxy)}" if proxy else host) from error
         except httpx.TransportError as error:
             raise _translated(error, host) from error
 
@@ -155,12 +157,17 @@ class HttpClient:
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=None, keepalive_expiry=55.0
         )
+        unusable = UsageError(
+            f"the proxy {urls.shown(proxy or '')} cannot be used", "give http://HOST:PORT"
+        )
         try:
-            return httpx.AsyncHTTPTransport(verify=self._tls_context(), proxy=proxy, limits=limits)
+            if proxy is None or httpx.URL(proxy).host:
+                return httpx.AsyncHTTPTransport(
+                    verify=self._tls_context(), proxy=proxy, limits=limits
+                )
         except (ValueError, ImportError, httpx.InvalidURL) as error:
-            raise UsageError(
-                f"the proxy {urls.shown(proxy or '')} cannot be used", "give http://HOST:PORT"
-            ) from error
+            raise unusable from error
+        raise unusable
 
     def _tls_context(self) -> ssl.SSLContext:
         """The system's certificates (or the user's own), not a bundle carried along."""
@@ -273,6 +280,8 @@ class HttpSource:
         """
         async with self._answer(0, 1) as answer:
             self._identity = httprange.judge_opening(self._name, answer.status, answer.headers)
+            async for _ in _Body(answer, 1, self.link):
+                pass  # so that the connection can be used again
         return self._identity
 
     @asynccontextmanager

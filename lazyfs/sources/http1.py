@@ -35,6 +35,11 @@ class Head:
     length: int | None
     keep: bool
 
+    @property
+    def interim(self) -> bool:
+        """Whether the answer proper is still to come (RFC 9110 section 15.2)."""
+        return 100 <= self.status < 200 and self.status != 101
+
 
 def request(host: str, target: str, fields: list[tuple[str, str]]) -> bytes:
     """A GET for ``target`` (path and query, as it goes on the wire) at ``host`` (and port)."""
