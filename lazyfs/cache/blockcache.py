@@ -1,8 +1,8 @@
 """The block cache: a trio shell around the plan. A Device.
 
 A read that finds its blocks present is served inline: a thread hop costs 150 to 280 microseconds,
-``os.pread`` about 30. Any other read becomes a waiter in the plan; two dispatchers (demand, and
-everything else) take lanes of the source and start the fetches that the plan names. Blocks are
+``os.pread`` about 30. Any other read becomes a waiter in the plan; three dispatchers (demand,
+read-ahead, fill) take lanes of the source and start the fetches that the plan names. Blocks are
 stored as they come in, and their waiters woken, while the rest of the range is still under way.
 
 Failures: a transient one is retried, with growing delays, for as long as somebody waits; any other
@@ -60,7 +60,8 @@ class BlockCache:
         self._plan = Plan(store.present)
         kinds: tuple[tuple[Priority, ...], ...] = (_DEMAND, _READAHEAD, _FILL)
         self._work = {kind: trio.Event() for kind in kinds}
-        self._asked = trio.Event()  # set when a request is sent that is not the fill's
+        self._asked = trio.Event()  # set when a request is sent that a reader waits for
+        self._reading_ahead = 0  # requests under way for read-ahead
         self._arrived_all = trio.Event()
         if self._plan.complete:
             self._arrived_all.set()
@@ -159,8 +160,10 @@ class BlockCache:
                 lane.release()
             else:
                 nursery.start_soon(self._fetch, fetch, lane)
-                self._asked.set()
-                self._asked = trio.Event()
+                self._fill.demand(trio.current_time())
+                if fetch.priority is Priority.DEMAND:
+                    self._asked.set()
+                    self._asked = trio.Event()
 
     async def _dispatch_fill(self, nursery: trio.Nursery) -> None:
         """Start fetches of the fill when that delays nobody; see ``fill.py``."""
@@ -186,8 +189,9 @@ class BlockCache:
         while not self._fill.calm(trio.current_time()):
             with trio.move_on_after(self._fill.pause(self.link)):
                 await self._asked.wait()
-                return True
-            if self._plan.quiet:
+                if not self._reading_ahead:
+                    return True
+            if self._plan.quiet and not self._reading_ahead:
                 break
         return False
 
@@ -211,6 +215,8 @@ class BlockCache:
     async def _fetch(self, fetch: Fetch, lane: Lane) -> None:
         """Run one request to its end, whatever that is. Never raises but when cancelled."""
         span = bytes_of(fetch.blocks, self._block_size, self.identity.size)
+        ahead = fetch.priority is Priority.READAHEAD
+        self._reading_ahead += ahead
         self._counts.requests += 1
         self._counts.under_way += 1
         try:
@@ -218,6 +224,8 @@ class BlockCache:
                 await self._take_in(fetch, pieces)
         except TransientError as error:
             self._retry_later(error)
+            if fetch.priority is Priority.FILL:
+                self._plan.hint(Span(fetch.next, fetch.blocks.stop), Priority.FILL)
         except LazyfsError as error:
             self._give_up(fetch, error)
         except Exception as error:
@@ -228,6 +236,7 @@ class BlockCache:
             self._note_blocks()
             self._work[_DEMAND].set()
             self._counts.under_way -= 1
+            self._reading_ahead -= ahead
             lane.release()
 
     async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes | bytearray]) -> None:

@@ -24,6 +24,8 @@ from lazyfs.cache.bitmap import Bitmap
 from lazyfs.device import Priority
 from lazyfs.ranges import Span
 
+MAX_READAHEADS = 32  # queued ranges; the oldest go: their readers have gone elsewhere
+
 
 class Waiter:
     """One reader waiting for blocks. ``wake`` is called once, with None or with what failed."""
@@ -83,11 +85,19 @@ class Plan:
         waiter.missing = set()
 
     def hint(self, blocks: Span, priority: Priority) -> None:
-        """These blocks will be wanted. Nobody is woken."""
+        """These blocks will be wanted. Nobody is woken.
+
+        What adjoins earlier hints is joined with them. The hint that was given or continued last
+        is served first: a reader that goes on is worth more than one that may have gone.
+        """
         queue = self._queues[priority]
-        if queue and queue[-1].start <= blocks.start <= queue[-1].stop:
-            blocks = Span(queue[-1].start, max(queue.pop().stop, blocks.stop))
+        for earlier in list(queue):
+            if earlier.start <= blocks.stop and blocks.start <= earlier.stop:
+                queue.remove(earlier)
+                blocks = Span(min(earlier.start, blocks.start), max(earlier.stop, blocks.stop))
         queue.append(blocks)
+        if priority is Priority.READAHEAD and len(queue) > MAX_READAHEADS:
+            queue.popleft()
 
     # What the source does
 
@@ -170,14 +180,17 @@ class Plan:
         return priority is not Priority.DEMAND or block in self._waiters
 
     def _head(self, priority: Priority) -> Span | None:
-        """The first queued range, cut so that it begins with a needed block; stale ones go."""
-        queue = self._queues[priority]
+        """The range whose turn it is, cut so that it begins with a needed block; stale ones go.
+
+        Demand is first come, first served; of hints, the last comes first.
+        """
+        queue, end = self._queues[priority], _end(priority)
         while queue:
-            for block in self.present.missing(queue[0]):
+            for block in self.present.missing(queue[end]):
                 if self._needed(block, priority):
-                    queue[0] = Span(block, queue[0].stop)
-                    return queue[0]
-            queue.popleft()
+                    queue[end] = Span(block, queue[end].stop)
+                    return queue[end]
+            del queue[end]
         return None
 
     def _next_run(self, priority: Priority, most: int) -> Span | None:
@@ -198,7 +211,7 @@ class Plan:
         if priority is Priority.DEMAND:
             while start > max(0, stop - most) and self._needed(start - 1, priority):
                 start -= 1
-        self._queues[priority][0] = Span(stop, head.stop)
+        self._queues[priority][_end(priority)] = Span(stop, head.stop)
         return Span(start, stop)
 
     def _reach(self, head: Span, priority: Priority) -> int:
@@ -208,3 +221,8 @@ class Plan:
             if other.start <= reach < other.stop:
                 reach = other.stop
         return reach
+
+
+def _end(priority: Priority) -> int:
+    """Which end of a queue is served: the oldest, or the newest."""
+    return 0 if priority is Priority.DEMAND else -1
