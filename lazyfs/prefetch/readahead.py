@@ -3,7 +3,8 @@
 A stream is a reader that goes forward through the image. Its window opens with the second read in
 sequence, doubles each time the reader has used half of it, and dies with the stream. Several
 streams are followed at once; the one that was used longest ago makes room for a new one. Reads come
-out of order within a stream (the kernel keeps two in flight), so "next" has some slack.
+out of order within a stream (the kernel keeps two in flight), so "next" has some slack; but a
+reader that leaves out most of what it passes is no sequential one, and nothing is fetched for it.
 """
 
 from lazyfs.ranges import Span
@@ -11,18 +12,36 @@ from lazyfs.ranges import Span
 FIRST_WINDOW = 128 << 10  # bytes
 SLACK = 1 << 20  # the kernel's largest read: how far out of order a read may come
 MAX_STREAMS = 16
+DENSE = 0.5  # the part of what a stream has lately passed that it must have read
+MEMORY = 4 * SLACK  # bytes: how long ago "lately" is
 
 
 class _Stream:
-    __slots__ = ("ahead", "position", "window")
+    __slots__ = ("ahead", "passed", "position", "read", "window")
 
-    def __init__(self, position: int) -> None:
-        self.position = position  # where the reader is: the end of its furthest read
-        self.ahead = position  # up to where data were asked for
+    def __init__(self, offset: int, length: int) -> None:
+        self.position = offset + length  # where the reader is: the end of its furthest read
+        self.ahead = self.position  # up to where data were asked for
         self.window = 0
+        self.passed = self.read = float(length)  # bytes, of late
+
+    @property
+    def dense(self) -> bool:
+        return self.read >= DENSE * self.passed
 
     def continues_at(self, offset: int) -> bool:
-        return self.position - SLACK <= offset <= max(self.position + SLACK, self.ahead)
+        return abs(offset - self.position) <= SLACK
+
+    def move(self, offset: int, length: int) -> bool:
+        """Take note of a read; returns whether it brought the reader forward."""
+        forward = max(0, offset + length - self.position)
+        self.position += forward
+        self.ahead = max(self.ahead, self.position)
+        self.passed += forward
+        self.read = min(self.read + length, self.passed)
+        if self.passed > MEMORY:
+            self.passed, self.read = self.passed / 2, self.read / 2
+        return forward > 0
 
 
 class ReadAhead:
@@ -39,25 +58,25 @@ class ReadAhead:
         """
         stream = self._find(offset)
         if stream is None:
-            self._streams.append(_Stream(offset + length))
+            self._streams.append(_Stream(offset, length))
             del self._streams[:-MAX_STREAMS]
             return None
         self._streams.remove(stream)
         self._streams.append(stream)
-        return self._advance(stream, offset + length, limit)
+        return self._widen(stream, limit) if stream.move(offset, length) else None
 
     def _find(self, offset: int) -> _Stream | None:
         return next((s for s in reversed(self._streams) if s.continues_at(offset)), None)
 
-    def _advance(self, stream: _Stream, position: int, limit: int) -> Span | None:
-        if position <= stream.position:
+    def _widen(self, stream: _Stream, limit: int) -> Span | None:
+        """Open the window further, once half of it is used."""
+        if not stream.dense:
+            stream.window = 0
             return None
-        stream.position = position
-        stream.ahead = max(stream.ahead, position)
-        if stream.ahead - position > stream.window // 2:
+        if stream.ahead - stream.position > stream.window // 2:
             return None
         stream.window = min(max(FIRST_WINDOW, 2 * stream.window), limit)
-        start, stop = stream.ahead, min(position + stream.window, self._size)
+        start, stop = stream.ahead, min(stream.position + stream.window, self._size)
         if stop <= start:
             return None
         stream.ahead = stop

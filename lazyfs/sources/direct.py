@@ -34,23 +34,66 @@ class _Stream(Protocol):
     async def aclose(self) -> None: ...
 
 
+class _Encrypted(trio.abc.Stream):
+    """The TCP stream below a TLS stream. While ``waits`` is off, it has nothing to give.
+
+    So the TLS stream can be asked whether it holds bytes that nobody has read: it may have received
+    them together with others, and then the socket shows nothing of them.
+    """
+
+    def __init__(self, tcp: trio.SocketStream) -> None:
+        self._tcp = tcp
+        self.waits = True
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if not self.waits:
+            raise trio.WouldBlock
+        return await self._tcp.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._tcp.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._tcp.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._tcp.aclose()
+
+
 class _Connection:
     """One connection, in use or idle."""
 
-    __slots__ = ("_poll", "idle_since", "stream")
+    __slots__ = ("_below", "_poll", "idle_since", "stream")
 
-    def __init__(self, stream: _Stream, fd: int) -> None:
+    def __init__(self, stream: _Stream, fd: int, below: _Encrypted | None = None) -> None:
+        """``below``: what a TLS stream stands on."""
         self.stream = stream
         self.idle_since = 0.0
+        self._below = below
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def usable(self, now: float) -> bool:
+    async def usable(self, now: float) -> bool:
         """Whether it can be used again: young enough, and the server has not said anything.
 
-        Between answers a server has nothing to say but that it closes.
+        Between answers a server has nothing to say but that it closes. What it says all the same
+        must not be taken for the next answer.
         """
-        return now - self.idle_since < _IDLE and not self._poll.poll(0)
+        if now - self.idle_since >= _IDLE or self._poll.poll(0):
+            return False
+        return self._below is None or await self._says_nothing(self._below)
+
+    async def _says_nothing(self, below: _Encrypted) -> bool:
+        below.waits = False
+        try:
+            await self.stream.receive_some(1)
+        except trio.WouldBlock:
+            return True
+        except trio.BrokenResourceError:
+            return False
+        finally:
+            below.waits = True
+        return False
 
 
 class DirectAnswer:
@@ -147,7 +190,7 @@ class DirectOrigin:
         """The idle connection that was used last, if one is still good."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable(trio.current_time()):
+            if await connection.usable(trio.current_time()):
                 return connection
             await _close(connection)
         return None
@@ -159,20 +202,23 @@ class DirectOrigin:
                 tcp = await trio.open_tcp_stream(host, self._origin.port)
                 if self._tls is None:
                     return _Connection(tcp, tcp.socket.fileno())
-                return _Connection(await self._encrypted(tcp, self._tls), tcp.socket.fileno())
+                return await self._encrypted(tcp, self._tls)
         except trio.TooSlowError as error:
             raise Unreachable(f"cannot connect to {host}: no answer") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise _refused(host, error) from error
 
-    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> _Stream:
-        tls = trio.SSLStream(tcp, context, server_hostname=self._origin.host, https_compatible=True)
+    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> _Connection:
+        below = _Encrypted(tcp)
+        tls = trio.SSLStream(
+            below, context, server_hostname=self._origin.host, https_compatible=True
+        )
         try:
             await tls.do_handshake()
         except BaseException:
             await trio.aclose_forcefully(tcp)
             raise
-        return tls
+        return _Connection(tls, tcp.socket.fileno(), below)
 
     async def _exchange(self, connection: _Connection, request: bytes) -> DirectAnswer:
         """One request and the head of its answer. Closes the connection if that fails."""

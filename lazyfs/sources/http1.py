@@ -55,7 +55,7 @@ def parse_head(received: bytes | bytearray) -> tuple[Head, int] | None:
     """
     end = received.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD:
-        if len(received) > MAX_HEAD or (len(received) >= 5 and received[:5] != b"HTTP/"):
+        if len(received) >= MAX_HEAD + 4 or (len(received) >= 5 and received[:5] != b"HTTP/"):
             raise BadAnswer("the server's answer is not HTTP")
         return None
     first, *rest = bytes(received[:end]).split(b"\r\n")

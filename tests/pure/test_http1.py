@@ -238,6 +238,15 @@ def test_an_interim_answer_has_no_body_whatever_it_says(status: int) -> None:
     assert (answer.status, answer.length) == (status, None)
 
 
+@pytest.mark.parametrize(
+    ("status", "interim"),
+    [(100, True), (101, False), (102, True), (103, True), (199, True), (200, False), (206, False)],
+)
+def test_an_interim_answer_has_another_behind_it(status: int, interim: bool) -> None:
+    """101 has not: after it another protocol would be spoken, which nobody asked for."""
+    assert parsed(head(b"HTTP/1.1 %d x" % status)).interim is interim
+
+
 # Whether the connection goes on
 
 
@@ -370,7 +379,7 @@ def test_the_longest_head_does_not_depend_on_where_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [padded(MAX_HEAD + 1), padded(MAX_HEAD + 1)[:-4], b"HTTP/1.1 " + b"2" * (1 << 20)]
+    "raw", [padded(MAX_HEAD + 1), padded(MAX_HEAD + 1)[:-1], b"HTTP/1.1 " + b"2" * (1 << 20)]
 )
 def test_an_endless_head(raw: bytes) -> None:
     with pytest.raises(BadAnswer):

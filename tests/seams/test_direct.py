@@ -139,9 +139,11 @@ async def test_both_ways_ask_for_the_same(site: Site) -> None:
     assert careful == direct
 
 
-@given(
-    st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="#%\\"), max_size=20)
-)
+# Without what may not stand in a URL (httpx leaves some of that), and dots, which it resolves.
+TARGETS = st.characters(categories=["L", "N", "P", "S"], exclude_characters='"<>\\^`{|}#%.')
+
+
+@given(st.text(TARGETS, max_size=20))
 def test_both_ways_write_a_target_alike(path: str) -> None:
     url = urls.bare(f"http://host/{path}")
     assert urls.on_the_wire(url) == httpx.URL(url).raw_path.decode()
@@ -323,15 +325,22 @@ async def test_bytes_that_come_while_nothing_is_asked_end_the_connection(site: S
 
 
 @pytest.mark.parametrize("length", [1000, 300_000, len(CONTENT)])
-async def test_more_bytes_than_announced_behind_a_body_of_any_length(
-    certificates: "Certificates", length: int
+@pytest.mark.parametrize("apart", [False, True], ids=["one record", "two records"])
+async def test_more_bytes_than_announced_over_tls(
+    certificates: "Certificates", length: int, apart: bool
 ) -> None:
-    """Over TLS they may have been decrypted already, where no socket shows them."""
+    """They may have been received, or even decrypted, already: then no socket shows them."""
+    right = part(CONTENT, 0, length - 1)
     evil = part(b"evil" * (len(CONTENT) // 4), 0, 999)
+    at_once = trio.Event()
+    at_once.set()
+    reply = Reply(right, wait=at_once, later=evil) if apart else Reply(right + evil)
     async with serving(CONTENT, tls=certificates.server()) as server:
-        server.script = first_time(Reply(part(CONTENT, 0, length - 1) + evil))
+        server.script = first_time(reply)
         async with source_of(server.url(), cacert=certificates.file) as source:
             await check(source, 0, length)
+            # All has been sent then: what comes after the next request nobody could tell from it.
+            await trio.testing.wait_all_tasks_blocked(0.05)
             await check(source)
 
 
@@ -403,6 +412,14 @@ async def test_an_interim_answer_is_not_the_answer(site: Site, interim: str) -> 
         await check(source)
 
 
+async def test_interim_answers_without_an_end(site: Site) -> None:
+    site.script = first_time(Reply(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000))
+    async with source_of(site.url()) as source:
+        assert "never comes to its answer" in await failure(source, BadAnswer)
+        await check(source)
+    assert site.accepted == 2
+
+
 # The origin alone
 
 
@@ -417,7 +434,7 @@ async def test_an_answer_says_whether_its_connection_was_open_before(site: Site)
         assert b"".join([bytes(piece) async for piece in answer]) == CONTENT[:100]
         await answer.aclose()
         await answer.aclose()  # once more does no harm
-    await origin.aclose()
+    await origin.close_idle()
     await site.until_ended(1)
 
 
@@ -523,30 +540,27 @@ class _Resolver(trio.abc.HostnameResolver):
 
 
 @pytest.fixture
-async def _resolver() -> AsyncIterator[None]:
+async def resolver() -> AsyncIterator[None]:
     trio.socket.set_custom_hostname_resolver(_Resolver())
     yield
     trio.socket.set_custom_hostname_resolver(None)
 
 
-@pytest.mark.usefixtures("_resolver")
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_an_unknown_host(scheme: str) -> None:
+async def test_an_unknown_host(resolver: None, scheme: str) -> None:
     async with source_of(f"{scheme}://host.invalid/image.raw") as source:
         said = await failure(source, Unreachable)
     assert "cannot connect to host.invalid: Name or service not known" in said
 
 
-@pytest.mark.usefixtures("_resolver")
-async def test_an_unknown_host_behind_a_redirect_is_named(site: Site) -> None:
+async def test_an_unknown_host_behind_a_redirect_is_named(site: Site, resolver: None) -> None:
     site.script = always(Reply(response(302, "Location: http://host.invalid/x")))
     async with source_of(site.url()) as source:
         said = await failure(source, Unreachable)
     assert "cannot connect to host.invalid: Name or service not known" in said
 
 
-@pytest.mark.usefixtures("_resolver")
-async def test_a_host_that_is_not_ascii(site: Site) -> None:
+async def test_a_host_that_is_not_ascii(site: Site, resolver: None) -> None:
     async with source_of(f"http://b\xfccher.test:{site.port}/image.raw") as source:
         await check(source)
     assert site.requests[0].to == f"xn--bcher-kva.test:{site.port}"
@@ -646,16 +660,21 @@ async def test_a_server_that_speaks_no_tls(site: Site) -> None:
     assert "wrong version number" in said.lower().replace("_", " ")
 
 
-async def test_a_server_without_a_common_tls_version(certificates: Certificates) -> None:
-    context = certificates.server()
-    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # needs a key of another kind
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with serving(CONTENT, tls=context) as server:
-        async with source_of(server.url(), cacert=certificates.file) as source:
+async def test_a_server_that_refuses_the_handshake() -> None:
+    alert = b"\x15\x03\x03\x00\x02\x02\x28"  # fatal, handshake_failure (RFC 8446 section 6)
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(alert)
+        await stream.aclose()
+
+    async with listening() as (listeners, nursery):
+        nursery.start_soon(trio.serve_listeners, refuse, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        async with source_of(f"https://127.0.0.1:{port}/image.raw") as source:
             said = await failure(source, Unreachable)
-        assert "cannot connect to 127.0.0.1: " in said
-        assert "Operation not permitted" not in said
-        assert "handshake failure" in said.lower().replace("_", " ")
+    assert "cannot connect to 127.0.0.1: " in said
+    assert "handshake failure" in said.lower().replace("_", " ")
 
 
 async def test_a_server_that_hangs_up_during_the_handshake() -> None:
@@ -730,6 +749,8 @@ async def test_a_body_that_ends_with_the_connection(site: Site) -> None:
     assert len(site.requests) == 5
 
 
+# httpcore leaves generators of its own to the collector when a body is not read to its end.
+@pytest.mark.filterwarnings("ignore:Async generator 'httpcore.*:ResourceWarning")
 @pytest.mark.parametrize("shape", [chunked, until_closed])
 async def test_bodies_of_another_length_than_the_range(
     site: Site, shape: Callable[..., bytes]
