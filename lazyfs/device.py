@@ -4,7 +4,7 @@ A Device has no cursor: each read names its offset, so any number of readers sha
 Prefetch is a hint sent down through ``ensure``; it is never a second way to read.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -118,7 +118,13 @@ class Device(Protocol):
 
 
 class Lane(Protocol):
-    """The right to have one request under way; given back by ``release``."""
+    """The right to have one request under way; given back by ``release``.
+
+    ``last``: no other is left, so what is waiting would have to wait for one.
+    """
+
+    @property
+    def last(self) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -139,6 +145,15 @@ class Source(Protocol):
 
         Exactly ``length`` bytes of this very identity, or a SourceError: what was handed out
         before the error is right.
+        """
+        ...
+
+    def streams(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> Sequence[AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]]:
+        """The streams of several (offset, length), asked for together where that saves time.
+
+        They are to be entered and left one after the other, in their order.
         """
         ...
 

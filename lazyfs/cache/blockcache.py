@@ -12,6 +12,7 @@ goes to those who wait. Each read ends by its deadline.
 import logging
 import random
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
@@ -29,7 +30,11 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 5.0  # seconds: what a power cut may cost
 SMALLEST_FETCH = 1 << 20  # bytes that one request may ask for on any link
 LARGEST_FETCH = 8 << 20
+SHORT = 128 << 10  # bytes: a request that is mostly round trip
+MOST_TOGETHER = 4  # short requests that are sent at once on one lane
 VERIFY_STEP = 1 << 20  # bytes compared with their checksums between two looks at the event loop
+
+Stream = AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]
 
 _DEMAND = (Priority.DEMAND,)
 _READAHEAD = (Priority.READAHEAD,)
@@ -155,13 +160,13 @@ class BlockCache:
         while True:
             await self._wait_for_work(priorities)
             lane = await self._source.lane(priorities[0])
-            fetch = self._take(priorities, self._full_length())
-            if fetch is None:
+            fetches = self._take_some(priorities, lane)
+            if not fetches:
                 lane.release()
             else:
-                nursery.start_soon(self._fetch, fetch, lane)
+                nursery.start_soon(self._run_fetches, fetches, lane)
                 self._fill.demand(trio.current_time())
-                if fetch.priority is Priority.DEMAND:
+                if priorities is _DEMAND:
                     self._asked.set()
                     self._asked = trio.Event()
 
@@ -180,9 +185,9 @@ class BlockCache:
                 continue
             self._fill.asked(now, length)
             if beside or self._fill.calm(now):
-                nursery.start_soon(self._fetch, fetch, lane)
+                nursery.start_soon(self._run_fetches, [fetch], lane)
             else:
-                await self._fetch(fetch, lane)
+                await self._run_fetches([fetch], lane)
 
     async def _wait_for_turn(self) -> bool:
         """Wait until fill may ask; returns whether it goes beside the request of a reader."""
@@ -202,6 +207,21 @@ class BlockCache:
             await self._work[priorities].wait()
         await trio.sleep_until(self._resume_at)
 
+    def _take_some(self, priorities: tuple[Priority, ...], lane: Lane) -> list[Fetch]:
+        """What to fetch on this lane: more than one request if readers would wait for a lane.
+
+        Short requests that are sent together cost one round trip.
+        """
+        fetch = self._take(priorities, self._full_length())
+        fetches = []
+        while fetch is not None:
+            fetches.append(fetch)
+            short = fetch.blocks.length * self._block_size <= SHORT
+            if priorities is not _DEMAND or not (short and lane.last):
+                break
+            fetch = self._take(priorities, SHORT) if len(fetches) < MOST_TOGETHER else None
+        return fetches
+
     def _take(self, priorities: tuple[Priority, ...], length: int) -> Fetch | None:
         """The next fetch, of at most about ``length`` bytes, unless requests are held back."""
         if trio.current_time() < self._resume_at:
@@ -212,15 +232,30 @@ class BlockCache:
         """Bytes in one request: enough that its round trip is small beside its transfer."""
         return min(max(2 * self.link.bandwidth_delay, SMALLEST_FETCH), LARGEST_FETCH)
 
-    async def _fetch(self, fetch: Fetch, lane: Lane) -> None:
-        """Run one request to its end, whatever that is. Never raises but when cancelled."""
-        span = bytes_of(fetch.blocks, self._block_size, self.identity.size)
-        ahead = fetch.priority is Priority.READAHEAD
+    async def _run_fetches(self, fetches: list[Fetch], lane: Lane) -> None:
+        """Run these one after the other, on one lane; after a failure, the rest is put back."""
+        spans = [bytes_of(f.blocks, self._block_size, self.identity.size) for f in fetches]
+        streams = self._source.streams([(span.start, span.length) for span in spans])
+        self._counts.requests += len(fetches)
+        self._counts.under_way += len(fetches)
+        ahead = sum(fetch.priority is Priority.READAHEAD for fetch in fetches)
         self._reading_ahead += ahead
-        self._counts.requests += 1
-        self._counts.under_way += 1
+        good = True
         try:
-            async with self._source.stream(span.start, span.length) as pieces:
+            for fetch, stream in zip(fetches, streams, strict=True):
+                good = good and await self._fetch(fetch, stream)
+                self._plan.end(fetch)
+        finally:
+            self._note_blocks()
+            self._work[_DEMAND].set()
+            self._counts.under_way -= len(fetches)
+            self._reading_ahead -= ahead
+            lane.release()
+
+    async def _fetch(self, fetch: Fetch, stream: Stream) -> bool:
+        """Run one request to its end; returns whether that was good. Never raises an Exception."""
+        try:
+            async with stream as pieces:
                 await self._take_in(fetch, pieces)
         except TransientError as error:
             self._retry_later(error)
@@ -231,13 +266,9 @@ class BlockCache:
         except Exception as error:
             log.exception("%s: a fetch failed in an unforeseen way", self._name)
             self._give_up(fetch, InternalError(f"{self._name}: {error!r}"))
-        finally:
-            self._plan.end(fetch)
-            self._note_blocks()
-            self._work[_DEMAND].set()
-            self._counts.under_way -= 1
-            self._reading_ahead -= ahead
-            lane.release()
+        else:
+            return True
+        return False
 
     async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes | bytearray]) -> None:
         """Cut a stream into blocks; store each and wake its waiters."""

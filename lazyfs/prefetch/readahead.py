@@ -5,6 +5,8 @@ sequence, doubles each time the reader has used half of it, and dies with the st
 streams are followed at once; the one that was used longest ago makes room for a new one. Reads come
 out of order within a stream (the kernel keeps two in flight), so "next" has some slack; but a
 reader that leaves out most of what it passes is no sequential one, and nothing is fetched for it.
+
+How far ahead may be read is a property of the link, so streams that take turns share it.
 """
 
 from lazyfs.ranges import Span
@@ -14,15 +16,17 @@ SLACK = 1 << 20  # the kernel's largest read: how far out of order a read may co
 MAX_STREAMS = 16
 DENSE = 0.5  # the part of what a stream has lately passed that it must have read
 MEMORY = 4 * SLACK  # bytes: how long ago "lately" is
+RECENT = 64  # reads of the image: a stream that none of them belonged to has no share of the limit
 
 
 class _Stream:
-    __slots__ = ("ahead", "passed", "position", "read", "window")
+    __slots__ = ("ahead", "passed", "position", "read", "used_at", "window")
 
     def __init__(self, offset: int, length: int) -> None:
         self.position = offset + length  # where the reader is: the end of its furthest read
         self.ahead = self.position  # up to where data were asked for
         self.window = 0
+        self.used_at = 0  # the number of its last read
         self.passed = self.read = float(length)  # bytes, of late
 
     @property
@@ -50,12 +54,14 @@ class ReadAhead:
     def __init__(self, size: int) -> None:
         self._size = size
         self._streams: list[_Stream] = []  # the most recently used last
+        self._reads = 0
 
     def note(self, offset: int, length: int, limit: int) -> Span | None:
         """A read happened; returns the bytes to have next, if any are not asked for already.
 
-        ``limit``: how far ahead of the reader, in bytes.
+        ``limit``: how far ahead of all its readers, in bytes.
         """
+        self._reads += 1
         stream = self._find(offset)
         if stream is None:
             self._streams.append(_Stream(offset, length))
@@ -63,10 +69,18 @@ class ReadAhead:
             return None
         self._streams.remove(stream)
         self._streams.append(stream)
-        return self._widen(stream, limit) if stream.move(offset, length) else None
+        stream.used_at = self._reads
+        if not stream.move(offset, length):
+            return None
+        return self._widen(stream, limit // max(1, self._active()))
 
     def _find(self, offset: int) -> _Stream | None:
         return next((s for s in reversed(self._streams) if s.continues_at(offset)), None)
+
+    def _active(self) -> int:
+        """How many streams are read ahead of at present."""
+        since = self._reads - RECENT
+        return sum(1 for stream in self._streams if stream.window and stream.used_at > since)
 
     def _widen(self, stream: _Stream, limit: int) -> Span | None:
         """Open the window further, once half of it is used."""

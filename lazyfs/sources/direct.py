@@ -3,6 +3,9 @@
 For the requests that count: the ranges of an image whose server is known, without a proxy. What the
 codec (``http1.py``) does not interpret is left to the complete client (``http.py``).
 
+Several requests can be sent at once (RFC 9112 section 9.3.2, pipelining): their answers come one
+behind the other, for one round trip. The caller takes them in order, each to its end.
+
 An idle connection may have been closed by the server in the meantime. One that shows it is dropped;
 one that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
 repeated (RFC 9110 section 9.2.2).
@@ -60,15 +63,17 @@ class _Encrypted(trio.abc.Stream):
         await self._tcp.aclose()
 
 
-class _Connection:
+class Connection:
     """One connection, in use or idle."""
 
-    __slots__ = ("_below", "_poll", "idle_since", "stream")
+    __slots__ = ("_below", "_poll", "expected", "idle_since", "stream", "unread")
 
     def __init__(self, stream: _Stream, fd: int, below: _Encrypted | None = None) -> None:
         """``below``: what a TLS stream stands on."""
         self.stream = stream
         self.idle_since = 0.0
+        self.expected = 0  # answers that have not been read to their end
+        self.unread = bytearray()  # received already
         self._below = below
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -99,44 +104,39 @@ class _Connection:
 class DirectAnswer:
     """The answer to one request: its head, and its body as an async iterator of pieces."""
 
-    def __init__(
-        self, origin: "DirectOrigin", connection: _Connection, head: http1.Head, rest: bytes
-    ) -> None:
+    def __init__(self, origin: "DirectOrigin", connection: Connection, head: http1.Head) -> None:
         self.status = head.status
         self.headers: Mapping[str, str] = head.headers
         self.counted = head.length is not None
+        self.connection: Connection | None = connection  # None once closed
         self._origin = origin
-        self._connection: _Connection | None = connection
-        self._keep = head.keep and self.counted and len(rest) <= (head.length or 0)
+        self._keep = head.keep and self.counted
         self._left = head.length or 0
-        self._rest = rest[: self._left]
 
     def __aiter__(self) -> "DirectAnswer":
         return self
 
     async def __anext__(self) -> bytes | bytearray:
-        if self._left == 0 or self._connection is None:
+        if self._left == 0 or self.connection is None:
             raise StopAsyncIteration
+        unread = self.connection.unread
         piece: bytes | bytearray
-        if self._rest:
-            piece, self._rest = self._rest, b""
+        if unread:
+            piece = unread[: self._left]
+            del unread[: self._left]
         else:
             # One byte more than there should be, to see whether there is one.
-            piece = await self._origin.receive(self._connection, min(self._left + 1, _RECEIVE))
-            if len(piece) > self._left:
-                piece, self._keep = piece[: self._left], False
+            piece = await self._origin.receive(self.connection, min(self._left + 1, _RECEIVE))
+            unread += piece[self._left :]
+            piece = piece[: self._left] if unread else piece
         self._left -= len(piece)
         return piece
 
     async def aclose(self) -> None:
-        """Give the connection back if the whole answer was read, else close it."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._keep and self._left == 0:
-            self._origin.give_back(connection)
-        else:
-            await _close(connection)
+        """Leave the connection to who needs it next if the whole answer was read, else close it."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await self._origin.finished(connection, good=self._keep and self._left == 0)
 
 
 class DirectOrigin:
@@ -147,25 +147,36 @@ class DirectOrigin:
         self._origin = origin
         self._tls = tls
         self._patience = patience
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
 
-    async def get(self, request: bytes) -> tuple[DirectAnswer, bool]:
+    async def get(self, request: bytes, count: int = 1) -> tuple[DirectAnswer, bool]:
         """Send ``request``; returns its answer, and whether the connection was open before.
 
-        Raises Unreachable, UntrustedServer or BadAnswer.
+        ``count``: how many requests these bytes are; the answers to the others are had by
+        ``following``. Raises Unreachable, UntrustedServer or BadAnswer.
         """
         connection = await self._reuse()
         if connection is not None:
             try:
-                return await self._exchange(connection, request), True
+                return await self._exchange(connection, request, count), True
             except (Unreachable, BadAnswer) as error:
                 # Closed by the server while it was idle, or it had said more than it announced:
                 # a fresh connection heals that. Silence it does not.
                 if isinstance(error.__cause__, trio.TooSlowError):
                     raise
-        return await self._exchange(await self._connect(), request), False
+        return await self._exchange(await self._connect(), request, count), False
 
-    async def receive(self, connection: _Connection, most: int) -> bytes | bytearray:
+    async def following(self, connection: Connection) -> DirectAnswer | None:
+        """The next answer on a connection, the one before having been closed.
+
+        None when there is none to come, because that one was not read to its end, or ended the
+        connection. Raises Unreachable or BadAnswer.
+        """
+        if not connection.expected:
+            return None
+        return await self._answer(connection)
+
+    async def receive(self, connection: Connection, most: int) -> bytes | bytearray:
         """At least one byte of an answer. Raises Unreachable."""
         try:
             with trio.fail_after(self._patience):
@@ -178,15 +189,23 @@ class DirectOrigin:
             raise Unreachable(f"{self._origin.host} broke off")
         return piece
 
-    def give_back(self, connection: _Connection) -> None:
-        connection.idle_since = trio.current_time()
-        self._idle.append(connection)
+    async def finished(self, connection: Connection, *, good: bool) -> None:
+        """An answer has been closed. ``good``: the connection can go on."""
+        connection.expected -= 1
+        if good and connection.expected:
+            return
+        if good and not connection.unread:
+            connection.idle_since = trio.current_time()
+            self._idle.append(connection)
+        else:
+            connection.expected = 0
+            await _close(connection)
 
     async def close_idle(self) -> None:
         while self._idle:
             await _close(self._idle.pop())
 
-    async def _reuse(self) -> _Connection | None:
+    async def _reuse(self) -> Connection | None:
         """The idle connection that was used last, if one is still good."""
         while self._idle:
             connection = self._idle.pop()
@@ -195,20 +214,20 @@ class DirectOrigin:
             await _close(connection)
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         host = self._origin.host
         try:
             with trio.fail_after(self._patience):
                 tcp = await trio.open_tcp_stream(host, self._origin.port)
                 if self._tls is None:
-                    return _Connection(tcp, tcp.socket.fileno())
+                    return Connection(tcp, tcp.socket.fileno())
                 return await self._encrypted(tcp, self._tls)
         except trio.TooSlowError as error:
             raise Unreachable(f"cannot connect to {host}: no answer") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise _refused(host, error) from error
 
-    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> _Connection:
+    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> Connection:
         below = _Encrypted(tcp)
         tls = trio.SSLStream(
             below, context, server_hostname=self._origin.host, https_compatible=True
@@ -218,31 +237,39 @@ class DirectOrigin:
         except BaseException:
             await trio.aclose_forcefully(tcp)
             raise
-        return _Connection(tls, tcp.socket.fileno(), below)
+        return Connection(tls, tcp.socket.fileno(), below)
 
-    async def _exchange(self, connection: _Connection, request: bytes) -> DirectAnswer:
-        """One request and the head of its answer. Closes the connection if that fails."""
+    async def _exchange(self, connection: Connection, request: bytes, count: int) -> DirectAnswer:
+        """Send; then the first answer's head. Closes the connection if that fails."""
         try:
             await self._send(connection, request)
-            head, rest = await self._receive_head(connection)
         except BaseException:
             await _close(connection)
             raise
-        return DirectAnswer(self, connection, head, rest)
+        connection.expected = count
+        return await self._answer(connection)
 
-    async def _receive_head(self, connection: _Connection) -> tuple[http1.Head, bytes]:
-        """The head of an answer, and what was received of its body; interim answers are skipped."""
-        received = bytearray()
+    async def _answer(self, connection: Connection) -> DirectAnswer:
+        """The next answer, its head received. Closes the connection if that fails."""
+        try:
+            return DirectAnswer(self, connection, await self._receive_head(connection))
+        except BaseException:
+            connection.expected = 0
+            await _close(connection)
+            raise
+
+    async def _receive_head(self, connection: Connection) -> http1.Head:
+        """The head of an answer; interim answers are skipped."""
         for _ in range(_MOST_INTERIM):
-            while (parsed := http1.parse_head(received)) is None:
-                received += await self.receive(connection, _RECEIVE)
+            while (parsed := http1.parse_head(connection.unread)) is None:
+                connection.unread += await self.receive(connection, _RECEIVE)
             head, taken = parsed
+            del connection.unread[:taken]
             if not head.interim:
-                return head, bytes(received[taken:])
-            del received[:taken]
+                return head
         raise BadAnswer("the server never comes to its answer")
 
-    async def _send(self, connection: _Connection, request: bytes) -> None:
+    async def _send(self, connection: Connection, request: bytes) -> None:
         try:
             with trio.fail_after(self._patience):
                 await connection.stream.send_all(request)
@@ -252,7 +279,7 @@ class DirectOrigin:
             raise Unreachable(f"the connection to {self._origin.host} broke") from error
 
 
-async def _close(connection: _Connection) -> None:
+async def _close(connection: Connection) -> None:
     """Close at once: there is nothing to say goodbye for."""
     await trio.aclose_forcefully(connection.stream)  # type: ignore[arg-type]  # any trio stream
 

@@ -21,8 +21,8 @@ import netrc
 import ssl
 import urllib.request
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -34,12 +34,14 @@ from lazyfs.device import Identity, Priority
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.options import HttpOptions
 from lazyfs.sources import http1, httprange, urls
-from lazyfs.sources.direct import DirectOrigin
+from lazyfs.sources.direct import Connection, DirectAnswer, DirectOrigin
 from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
 
 log = logging.getLogger(__name__)
+
+Fields = list[tuple[str, str]]  # of a header: names and values
 
 MAX_REDIRECTS = 10
 
@@ -85,7 +87,7 @@ class HttpClient:
         """What is known of the link to a host."""
         return self._links.setdefault(host, Link())
 
-    async def ask_carefully(self, url: str, fields: list[tuple[str, str]]) -> "CarefulAnswer":
+    async def ask_carefully(self, url: str, fields: Fields) -> "CarefulAnswer":
         """GET through the complete client. Raises a SourceError."""
         patience = self._options.stall
         timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
@@ -109,7 +111,7 @@ class HttpClient:
             self._origins[origin] = DirectOrigin(origin, tls, self._options.stall)
         return self._origins[origin]
 
-    def fields(self, url: str, home: str) -> list[tuple[str, str]]:
+    def fields(self, url: str, home: str) -> Fields:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
         fields = [("User-Agent", self._options.user_agent)]
         there = urls.origin(url)
@@ -250,6 +252,9 @@ class _Place:
         return cls(url, host, authority, urls.on_the_wire(url), client.direct(url))
 
 
+_Ask = Callable[[Fields], Awaitable[Answer | None]]
+
+
 class HttpSource:
     """One image behind a URL. A Source."""
 
@@ -278,18 +283,30 @@ class HttpSource:
         A ranged GET, not a HEAD: only this shows that ranges work, and some servers refuse HEAD.
         Raises a SourceError.
         """
-        async with self._answer(0, 1) as answer:
+        async with self._answer(0, 1, self._ask_directly) as answer:
             self._identity = httprange.judge_opening(self._name, answer.status, answer.headers)
             async for _ in _Body(answer, 1, self.link):
                 pass  # so that the connection can be used again
         return self._identity
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self, offset: int, length: int
-    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
         """The bytes of a range as they come in; see ``device.Source``."""
-        async with self._answer(offset, length) as answer:
+        return self._stream(offset, length, self._ask_directly)
+
+    def streams(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> Sequence[AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]]:
+        """Several ranges for one round trip; see ``device.Source``."""
+        ask = self._ask_together([httprange.request_headers(*wanted) for wanted in ranges])
+        return [self._stream(offset, length, ask) for offset, length in ranges]
+
+    @asynccontextmanager
+    async def _stream(
+        self, offset: int, length: int, ask: _Ask
+    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
+        async with self._answer(offset, length, ask) as answer:
             httprange.judge_answer(
                 self._name, answer.status, answer.headers, offset, length, self.identity
             )
@@ -309,11 +326,11 @@ class HttpSource:
         """Nothing is held here: connections belong to the client."""
 
     @asynccontextmanager
-    async def _answer(self, offset: int, length: int) -> AsyncIterator[Answer]:
-        """The answer to a range request; errors name the image."""
+    async def _answer(self, offset: int, length: int, ask: _Ask) -> AsyncIterator[Answer]:
+        """The answer to a range request, by ``ask`` if that can tell; errors name the image."""
         wanted = httprange.request_headers(offset, length)
         try:
-            answer = await self._ask_directly(wanted) or await self._ask_carefully(wanted)
+            answer = await ask(wanted) or await self._ask_carefully(wanted)
             try:
                 yield answer
             finally:
@@ -323,27 +340,56 @@ class HttpSource:
                 error.about(self._name)
             raise
 
-    async def _ask_directly(self, wanted: list[tuple[str, str]]) -> Answer | None:
+    async def _ask_directly(self, wanted: Fields) -> Answer | None:
         """Ask where the redirects last led; None if only the careful way can tell."""
-        place = self._place
-        if place.direct is None:
+        if self._place.direct is None:
             return None
-        fields = self._client.fields(place.url, self._home) + wanted
         asked = trio.current_time()
-        answer, reused = await place.direct.get(http1.request(place.authority, place.path, fields))
+        answer, reused = await self._place.direct.get(self._request(wanted))
+        if reused:
+            self.link.answered(trio.current_time() - asked)
+        return await self._accepted(answer)
+
+    def _ask_together(self, unsent: list[Fields]) -> _Ask:
+        """An asker that sends all these requests with the first, and takes the answers in order.
+
+        When the connection has ended before an answer's turn, that request is sent by itself.
+        """
+        connection: Connection | None = None
+
+        async def ask(wanted: Fields) -> Answer | None:
+            nonlocal connection
+            direct = self._place.direct
+            answer: DirectAnswer | None = None
+            if direct is not None and unsent:
+                requests = [self._request(fields) for fields in unsent]
+                unsent.clear()
+                answer, _ = await direct.get(b"".join(requests), len(requests))
+                connection = answer.connection
+            elif direct is not None and connection is not None:
+                answer = await direct.following(connection)
+            return await (self._accepted(answer) if answer else self._ask_directly(wanted))
+
+        return ask
+
+    def _request(self, wanted: Fields) -> bytes:
+        place = self._place
+        fields = self._client.fields(place.url, self._home) + wanted
+        return http1.request(place.authority, place.path, fields)
+
+    async def _accepted(self, answer: DirectAnswer) -> Answer | None:
+        """``answer`` if it can be judged as it is; None if the careful way has to ask again."""
         if self._moved(answer.status):
             await answer.aclose()
             return None
         if answer.status == 206 and not answer.counted:
             await answer.aclose()
             log.info("%s: the server does not count the bytes of its answers", self._name)
-            self._place = replace(place, direct=None)
+            self._place = replace(self._place, direct=None)
             return None
-        if reused:
-            self.link.answered(trio.current_time() - asked)
         return answer
 
-    async def _ask_carefully(self, wanted: list[tuple[str, str]]) -> Answer:
+    async def _ask_carefully(self, wanted: Fields) -> Answer:
         """Ask where the redirects last led; if that has expired, start again at the first URL."""
         answer = await self._follow(self._place.url, wanted)
         if self._moved(answer.status):
@@ -357,7 +403,7 @@ class HttpSource:
         expired = status in httprange.EXPIRED and self._place.url != urls.bare(self._home)
         return expired or status in httprange.REDIRECTS
 
-    async def _follow(self, url: str, wanted: list[tuple[str, str]]) -> Answer:
+    async def _follow(self, url: str, wanted: Fields) -> Answer:
         """The first answer that is no redirect; its URL becomes the target if it is good."""
         for _ in range(MAX_REDIRECTS + 1):
             fields = self._client.fields(url, self._home) + wanted

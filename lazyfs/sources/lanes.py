@@ -19,6 +19,10 @@ class HostLane:
         self._lanes = lanes
         self._priority = priority
 
+    @property
+    def last(self) -> bool:
+        return not self._lanes.free
+
     def release(self) -> None:
         self._lanes.give_back(self._priority)
 
@@ -27,7 +31,7 @@ class Lanes:
     """The lanes of one host."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
+        self.free = count  # lanes that nobody has
         self._free_for_prefetch = max(1, count - 1)
         self._demand: deque[trio.Event] = deque()
         self._prefetch: deque[trio.Event] = deque()
@@ -47,17 +51,17 @@ class Lanes:
         return HostLane(self, priority)
 
     def give_back(self, priority: Priority) -> None:
-        self._free += 1
+        self.free += 1
         if priority is not Priority.DEMAND:
             self._free_for_prefetch += 1
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._free and self._demand:
-            self._free -= 1
+        while self.free and self._demand:
+            self.free -= 1
             self._demand.popleft().set()
-        while self._free and self._free_for_prefetch and self._prefetch:
-            self._free -= 1
+        while self.free and self._free_for_prefetch and self._prefetch:
+            self.free -= 1
             self._free_for_prefetch -= 1
             self._prefetch.popleft().set()
 

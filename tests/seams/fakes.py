@@ -2,8 +2,8 @@
 
 import random
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -67,6 +67,11 @@ class FakeSource:
 
     async def lane(self, priority: Priority) -> Lane:
         return await self._lanes.acquire(priority)
+
+    def streams(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> list[AbstractAsyncContextManager[AsyncIterator[bytes]]]:
+        return [self.stream(offset, length) for offset, length in ranges]
 
     async def rest(self) -> None:
         self.resting = True
