@@ -1,0 +1,158 @@
+"""Requests that are sent at once on one connection, and what becomes of them when it fails."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from fakes import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sites import Reply, Request, Site, chunked, response, serving
+
+from lazyfs.device import Identity
+from lazyfs.errors import ImageChanged, NotFound, TransientError
+from lazyfs.options import HttpOptions
+from lazyfs.sources.http import HttpClient, HttpSource
+
+CONTENT = noise(1 << 20)
+RANGES = [(0, 1000), (500_000, 4096), (7, 65_536), (len(CONTENT) - 10, 10)]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@asynccontextmanager
+async def source_at(site: Site, **options: Any) -> AsyncIterator[HttpSource]:
+    client = HttpClient(HttpOptions(**options))
+    try:
+        yield HttpSource(client, site.url(), Identity(len(CONTENT), '"v1"'))
+    finally:
+        await client.aclose()
+
+
+async def outcomes(source: HttpSource, ranges: list[tuple[int, int]]) -> list[object]:
+    """For each range, True for the right bytes, or the class of what was raised."""
+    found: list[object] = []
+    with trio.fail_after(30):
+        for (offset, length), stream in zip(ranges, source.streams(ranges), strict=True):
+            try:
+                async with stream as pieces:
+                    got = b"".join([bytes(piece) async for piece in pieces])
+                found.append(got == CONTENT[offset : offset + length])
+            except Exception as error:
+                found.append(type(error))
+    return found
+
+
+async def test_they_share_one_connection_and_one_round_trip() -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+        assert await outcomes(source, RANGES) == [True] * 4
+        assert site.accepted == 1
+        assert [request.span[0] for request in site.requests] == [o for o, _ in RANGES]
+        assert await outcomes(source, RANGES) == [True] * 4
+        assert site.accepted == 1
+
+
+async def test_all_are_sent_before_any_is_answered() -> None:
+    answered = trio.Event()
+    async with serving(CONTENT) as site, source_at(site) as source:
+        site.script = lambda request: (
+            Reply(b"", wait=answered, later=site.right(request).raw)
+            if request.span[0] == 0
+            else None
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcomes, source, RANGES)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(site.requests) == 1  # the server takes one at a time; all have been sent
+            answered.set()
+        assert len(site.requests) == 4
+        assert site.accepted == 1
+
+
+@pytest.mark.parametrize("at", range(4))
+async def test_a_connection_that_ends_in_between(at: int) -> None:
+    """The answer that broke fails; those behind it are asked for by themselves."""
+    broken = RANGES[at][0]
+
+    async with serving(CONTENT) as site, source_at(site) as source:
+
+        def script(request: Request) -> Reply | None:
+            if request.span[0] != broken or len(site.requests) > at + 1:
+                return None
+            return Reply(site.right(request).raw[:-5], hang_up=True)
+
+        site.script = script
+        found = await outcomes(source, RANGES)
+    assert issubclass(found.pop(at), TransientError)  # type: ignore[arg-type]
+    assert found == [True] * 3
+
+
+async def test_a_server_that_closes_after_each_answer() -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+        site.script = lambda request: Reply(
+            site.right(request, "Connection: close").raw, hang_up=True
+        )
+        assert await outcomes(source, RANGES) == [True] * 4
+    assert site.accepted == 4
+
+
+async def test_an_answer_that_only_the_careful_way_can_tell() -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+        site.script = lambda request: Reply(chunked(CONTENT, *request.span))
+        assert await outcomes(source, RANGES) == [True] * 4
+
+
+async def test_failures_are_judged_one_by_one() -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+
+        def script(request: Request) -> Reply | None:
+            if request.span[0] == RANGES[1][0]:
+                return Reply(response(404, body=b"gone"))
+            if request.span[0] == RANGES[2][0]:
+                return Reply(site.right(request).raw.replace(b'"v1"', b'"v2"'))
+            return None
+
+        site.script = script
+        assert await outcomes(source, RANGES) == [True, NotFound, ImageChanged, True]
+
+
+async def test_one_that_is_skipped_brings_no_wrong_bytes() -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+        first, _, third, _ = source.streams(RANGES)
+        async with first as pieces:
+            assert b"".join([bytes(p) async for p in pieces]) == CONTENT[:1000]
+        with pytest.raises(Exception, match="asked for bytes 7 to"):
+            async with third:
+                pass
+        assert await outcomes(source, RANGES) == [True] * 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 900_000), st.integers(1, 100_000)), min_size=1, max_size=6),
+    st.sets(st.integers(0, 12)),
+)
+async def test_whatever_breaks_no_wrong_bytes_come(
+    ranges: list[tuple[int, int]], breaking: set[int]
+) -> None:
+    async with serving(CONTENT) as site, source_at(site) as source:
+
+        def script(request: Request) -> Reply | None:
+            if len(site.requests) not in breaking:
+                return None
+            raw = site.right(request).raw
+            return Reply(raw[: len(raw) // 2], hang_up=True)
+
+        site.script = script
+        for found in await outcomes(source, ranges):
+            assert found is True or issubclass(found, TransientError)  # type: ignore[arg-type]
+        site.script = lambda _: None
+        assert await outcomes(source, ranges) == [True] * len(ranges)
