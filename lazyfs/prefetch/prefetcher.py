@@ -22,8 +22,9 @@ class Prefetcher:
         return self._below.link
 
     async def read(self, offset: int, length: int) -> bytes:
-        limit = self._limit.bytes_at(self._below.link.rate)
-        ahead = self._readahead.note(offset, length, limit)
+        link = self._below.link
+        limit = self._limit.bytes_at(link.rate)
+        ahead = self._readahead.note(offset, length, limit, link.bandwidth_delay)
         if ahead is not None:
             await self._below.ensure(ahead.start, ahead.length, Priority.READAHEAD)
         return await self._below.read(offset, length)

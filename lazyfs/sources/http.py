@@ -344,11 +344,17 @@ class HttpSource:
         """Ask where the redirects last led; None if only the careful way can tell."""
         if self._place.direct is None:
             return None
+        return await self._accepted(await self._send(self._place.direct, [wanted]))
+
+    async def _send(self, direct: DirectOrigin, requests: list[Fields]) -> DirectAnswer:
+        """Send requests together; returns the answer to the first. Measures the round trip."""
         asked = trio.current_time()
-        answer, reused = await self._place.direct.get(self._request(wanted))
+        answer, reused = await direct.get(
+            b"".join(self._request(wanted) for wanted in requests), len(requests)
+        )
         if reused:
             self.link.answered(trio.current_time() - asked)
-        return await self._accepted(answer)
+        return answer
 
     def _ask_together(self, unsent: list[Fields]) -> _Ask:
         """An asker that sends all these requests with the first, and takes the answers in order.
@@ -362,9 +368,9 @@ class HttpSource:
             direct = self._place.direct
             answer: DirectAnswer | None = None
             if direct is not None and unsent:
-                requests = [self._request(fields) for fields in unsent]
+                requests = unsent.copy()
                 unsent.clear()
-                answer, _ = await direct.get(b"".join(requests), len(requests))
+                answer = await self._send(direct, requests)
                 connection = answer.connection
             elif direct is not None and connection is not None:
                 answer = await direct.following(connection)

@@ -8,6 +8,7 @@ while at least one body is under way: pauses of the readers do not count.
 
 _FORGET = 0.02  # how far a larger round trip pulls the estimate up
 _SMOOTH = 0.3  # how far one sample moves the rate
+_ASSUMED_RATE = 10e6  # bytes a second
 _SAMPLE_TIME = 0.05  # seconds; shorter bursts show buffers, not the link
 _SAMPLE_BYTES = 256 << 10
 
@@ -24,8 +25,12 @@ class Link:
 
     @property
     def bandwidth_delay(self) -> int:
-        """Bytes that the link holds: what must be under way to use all of it. 0 until known."""
-        return int(self.round_trip * self.rate)
+        """Bytes that the link holds: what must be under way to use all of it.
+
+        0 until the round trip is known. Short answers say nothing of the rate, and a reader who
+        gets only such would never be read ahead for; so a modest rate is assumed until it is known.
+        """
+        return int(self.round_trip * (self.rate or _ASSUMED_RATE))
 
     def answered(self, seconds: float) -> None:
         """The first byte came this long after asking."""

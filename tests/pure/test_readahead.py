@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lazyfs.prefetch.readahead import (
     FIRST_WINDOW,
     MAX_STREAMS,
+    MEMORY,
     SLACK,
     ReadAhead,
 )
@@ -21,10 +22,10 @@ READ = 128 * KIB
 LIMIT = 8 * MIB  # how far ahead of the reader
 
 
-def noted(size: int, reads: Iterable[tuple[int, int]]) -> list[Span]:
+def noted(size: int, reads: Iterable[tuple[int, int]], limit: int = LIMIT) -> list[Span]:
     """What is asked for, read by read."""
     ahead = ReadAhead(size)
-    return [span for offset, length in reads if (span := ahead.note(offset, length, LIMIT))]
+    return [span for offset, length in reads if (span := ahead.note(offset, length, limit))]
 
 
 def sequence(start: int, count: int, length: int = READ) -> list[tuple[int, int]]:
@@ -82,7 +83,8 @@ def test_the_window_doubles_up_to_the_largest() -> None:
 def test_two_interleaved_readers_each_get_what_they_would_get_alone() -> None:
     first, second = sequence(0, 40), sequence(500 * MIB, 40)
     alone = [set(noted(GIB, reads)) for reads in (first, second)]
-    together = noted(GIB, [read for pair in zip(first, second, strict=True) for read in pair])
+    turns = [read for pair in zip(first, second, strict=True) for read in pair]
+    together = noted(GIB, turns, 2 * LIMIT)  # which they share
     assert set(together) == alone[0] | alone[1]
     assert len(together) == len(set(together))
 
@@ -110,6 +112,41 @@ def test_random_reads_ask_for_nothing() -> None:
 @pytest.mark.parametrize("stride", [SLACK + READ + 1, 4 * MIB, 64 * MIB])
 def test_reads_with_wide_gaps_ask_for_nothing(stride: int) -> None:
     assert noted(GIB, [(n * stride, READ) for n in range(GIB // stride)]) == []
+
+
+@pytest.mark.parametrize("stride", [128 * KIB, 512 * KIB, MIB])
+@pytest.mark.parametrize("part", [32, 16, 4, 3])
+def test_reads_that_leave_out_most_ask_for_nothing(stride: int, part: int) -> None:
+    assert noted(GIB, [(n * stride, stride // part) for n in range(500)]) == []
+
+
+def test_a_reader_that_leaves_out_little_is_kept_ahead_of() -> None:
+    spans = noted(GIB, [read for n, read in enumerate(sequence(0, 2000)) if n % 5])
+    assert spans[-1].stop > 2000 * READ
+
+
+def test_a_reader_that_stops_leaving_out_is_sequential_again() -> None:
+    strided = [(n * MIB, 4 * KIB) for n in range(100)]
+    spans = noted(GIB, [*strided, *sequence(100 * MIB, 200)])
+    assert spans
+    assert spans[0].start <= 100 * MIB + 2 * MEMORY
+
+
+def test_streams_in_turn_share_the_limit() -> None:
+    readers = [sequence(n * 200 * MIB, 800) for n in range(4)]
+    turns = [read for turn in zip(*readers, strict=True) for read in turn]
+    reach = 0
+    ahead = ReadAhead(GIB)
+    for number, (offset, length) in enumerate(turns):
+        span = ahead.note(offset, length, LIMIT)
+        if span and number > 4 * 10:
+            reach = max(reach, span.stop - offset - length)
+    assert reach == LIMIT // 4
+
+
+def test_a_stream_that_has_ended_has_no_share() -> None:
+    spans = noted(GIB, [*sequence(500 * MIB, 800), *sequence(0, 800)])
+    assert spans[-1].stop - 800 * READ > LIMIT // 2
 
 
 @pytest.mark.parametrize("length", [4 * KIB, 128 * KIB, MIB])

@@ -56,8 +56,10 @@ async def test_they_share_one_connection_and_one_round_trip() -> None:
         assert await outcomes(source, RANGES) == [True] * 4
         assert site.accepted == 1
         assert [request.span[0] for request in site.requests] == [o for o, _ in RANGES]
+        assert source.link.round_trip == 0  # a fresh connection says nothing of it
         assert await outcomes(source, RANGES) == [True] * 4
         assert site.accepted == 1
+        assert source.link.round_trip > 0
 
 
 async def test_all_are_sent_before_any_is_answered() -> None:
