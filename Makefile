@@ -2,6 +2,8 @@
 # make test   install what is missing, check the code, and run all tests
 # make venv   lazyfs in .venv, and nothing else
 # make check  style, types and import rules
+# make bench        measure beside other tools, three times (as root; takes some hours)
+# make bench-quick  the important cells once, in under 5 minutes
 # make clean  remove what was made here (system packages stay)
 #
 # PYTHON=/usr/bin/python3 chooses the interpreter (3.11 or later); ARGS='-k loop' goes to pytest.
@@ -18,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test check venv clean packages-run packages-test
+.PHONY: demo test check venv clean bench bench-quick packages-run packages-test packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -27,6 +29,11 @@ demo: venv
 
 test: packages-test check
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench bench-quick: venv packages-bench
+	@mkdir -p build
+	@$(BIN)/python -m bench $(if $(filter bench-quick,$@),--quick) \
+		--json build/$@.json --svg build/$@.svg $(ARGS)
 
 check: .venv/with-tests
 	$(call step,style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
@@ -51,6 +58,9 @@ packages-run:
 
 packages-test:
 	$(call step,system packages for the tests,$(NEED) test)
+
+packages-bench:
+	$(call step,the tools to compare with,$(NEED) bench)
 
 clean:
 	rm -rf .venv build dist lazyfs.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.frontends.loop import change_backing_file, loops_below
+from lazyfs.frontends.loop import change_backing_file, kinds_that_would_die, loops_below
 from lazyfs.stack import Image
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,9 @@ async def hand_over_when_complete(image: Image, file: Path) -> None:
         return
     await image.device.wait_complete()
     for device in loops_below(file):
+        if kinds := kinds_that_would_die(device):
+            log.info("%s stays on %s: %s would not survive the change", device, file, *kinds)
+            continue
         try:
             # In a thread: the kernel waits for reads under way, which this very loop answers.
             await trio.to_thread.run_sync(change_backing_file, device, image.local_copy)

@@ -15,12 +15,18 @@ from pathlib import Path
 import trio
 
 from lazyfs.errors import LazyfsError, MountError
-from lazyfs.frontends.loop import attach, backing_file, change_backing_file, detach, run
+from lazyfs.frontends.loop import (
+    attach,
+    backing_file,
+    change_backing_file,
+    detach,
+    kinds_that_would_die,
+    run,
+)
+from lazyfs.leftovers import RUNTIME, answers, clear_away
 from lazyfs.mount import mount
-from lazyfs.mounts import all_mounts, mount_on
+from lazyfs.mounts import mount_on
 from lazyfs.options import MountOptions
-
-RUNTIME = Path("/run/lazyfs")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def loop_mount(
     dead = _dead_device(options.mountpoint) if loop.repair else None
     if dead is None and not options.mountpoint.is_dir():
         raise MountError(f"{options.mountpoint} is not a directory", f"mkdir {options.mountpoint}")
+    clear_away()
     RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     inner = Path(tempfile.mkdtemp(prefix="loop-", dir=RUNTIME))
     file = inner / options.images[0].name
@@ -76,23 +83,18 @@ def _dead_device(mountpoint: Path) -> str:
         raise MountError(
             f"no loop device is mounted on {mountpoint}", "see: findmnt " + str(mountpoint)
         )
-    if _answers(file):
+    if kinds := kinds_that_would_die(device):
+        raise MountError(
+            f"{' '.join(kinds)} on {mountpoint} cannot be revived: it would not survive the repair",
+            f"umount {mountpoint}, and mount it again",
+        )
+    if answers(file):
         raise MountError(f"{device} on {mountpoint} needs no repair: {file} can be read")
     return device
 
 
-def _answers(file: Path) -> bool:
-    """Whether a daemon serves this file. Opening asks it; stat(2) may be answered by the kernel."""
-    try:
-        os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError:  # ENOTCONN of a dead mount; or it has been unmounted, and the path is gone
-        return False
-    return True
-
-
 def _revive(device: str, file: Path) -> None:
-    """Put ``file`` under a loop device whose own file died, and clear the dead mount away."""
-    old = backing_file(device)
+    """Put ``file`` under a loop device whose own file died."""
     try:
         change_backing_file(device, file)
     except OSError as error:
@@ -100,8 +102,4 @@ def _revive(device: str, file: Path) -> None:
             f"{device} cannot be moved to {file.name}: {error.strerror}",
             "check that this is the image that it was mounted from",
         ) from error
-    for mounted in all_mounts():
-        if old is not None and mounted.kind == "fuse.lazyfs" and old.parent == mounted.mountpoint:
-            run(["umount", "--lazy", "--", os.fspath(mounted.mountpoint)])
-            if mounted.mountpoint.parent == RUNTIME:
-                mounted.mountpoint.rmdir()
+    clear_away()

@@ -82,7 +82,7 @@ async def _serve(
     """Open the images, mount them, and answer until unmounted or told to end."""
     async with open_stack(options) as stack:
         log_handler = logs.destination(options)
-        fuse_mount = _mount_files(options, stack.images)
+        fuse_mount = _mount_files(options, stack.images, for_ever=use is not None)
         failure: LazyfsError | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -91,6 +91,10 @@ async def _serve(
                     if use is not None:
                         await use()
                         nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
+                    for image in stack.images:
+                        inside = options.mountpoint / image.name
+                        file = options.mountpoint if fuse_mount.single else inside
+                        nursery.start_soon(hand_over_when_complete, image, file)
                     logs.use(log_handler, options.log.level)
                     ready()
                 except LazyfsError as error:
@@ -118,9 +122,6 @@ def _start_serving(
     nursery.start_soon(answer)
     nursery.start_soon(stack.run)
     nursery.start_soon(_end_on_signal, mountpoint, nursery.cancel_scope)
-    for image in stack.images:
-        file = mountpoint if fuse_mount.single else mountpoint / image.name
-        nursery.start_soon(hand_over_when_complete, image, file)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
@@ -128,13 +129,18 @@ async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> No
     scope.cancel()
 
 
-def _mount_files(options: MountOptions, images: Sequence[Image]) -> FuseMount:
+def _mount_files(options: MountOptions, images: Sequence[Image], *, for_ever: bool) -> FuseMount:
+    """Mount. ``for_ever``: the kernel may remember sizes, and so knows them when we are dead.
+
+    That is what the repair of a loop device needs: its size is compared with the dead file's.
+    """
     files = [ImageFile(i.name, i.device, i.url, i.mtime) for i in images]
     what = images[0].url if len(images) == 1 else "lazyfs"
     what = what.encode("ascii", "replace").decode()
     escaped = what.replace("\\", "\\\\").replace(",", "\\,")
     shown = {f"fsname={escaped}", "subtype=lazyfs", "ro"}
-    return FuseMount(options.mountpoint, files, {*options.fuse, "default_permissions", *shown})
+    fuse_options = {*options.fuse, "default_permissions", *shown}
+    return FuseMount(options.mountpoint, files, fuse_options, 1e9 if for_ever else 1.0)
 
 
 async def _end_on_signal(mountpoint: Path, scope: trio.CancelScope) -> None:

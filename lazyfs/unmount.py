@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lazyfs.errors import MountError
 from lazyfs.frontends.loop import backing_file, loops_below, run
+from lazyfs.leftovers import clear_away
 from lazyfs.mounts import Mounted, all_mounts, mount_on
 
 
@@ -18,6 +19,7 @@ def unmount(mountpoint: Path) -> None:
     mounted = mount_on(mountpoint)
     if mounted is not None and _is_loop_of_ours(mounted):
         run(["umount", "--", str(mountpoint)])
+        clear_away()
     elif mounted is None or mounted.kind != "fuse.lazyfs":
         raise MountError(f"lazyfs is not mounted on {mountpoint}", "see: findmnt -t fuse.lazyfs")
     else:

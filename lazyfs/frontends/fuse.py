@@ -38,7 +38,6 @@ from lazyfs.mounts import mount_on
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024  # makes 1 MiB reads, the largest that the kernel sends
-_ATTR_TIMEOUT = 1.0  # seconds: how old what ``du`` shows may be
 _NAME_TIMEOUT = 3600.0  # names never change
 _WATCH_EVERY = 0.5  # seconds
 _BLOCK = 512  # the unit of st_blocks
@@ -63,8 +62,9 @@ class _Images(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, images: Sequence[ImageFile], single: bool) -> None:
+    def __init__(self, images: Sequence[ImageFile], single: bool, attr_timeout: float) -> None:
         super().__init__()
+        self._attr_timeout = attr_timeout
         first = pyfuse3.ROOT_INODE if single else pyfuse3.ROOT_INODE + 1
         self._files = {pyfuse3.InodeT(first + n): image for n, image in enumerate(images)}
         self._names = {os.fsencode(image.name): inode for inode, image in self._files.items()}
@@ -169,7 +169,7 @@ class _Images(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
         entry.entry_timeout = _NAME_TIMEOUT
-        entry.attr_timeout = _ATTR_TIMEOUT
+        entry.attr_timeout = self._attr_timeout
         entry.st_uid, entry.st_gid = self._uid, self._gid
         image = self._files.get(inode)
         if image is not None:
@@ -188,10 +188,19 @@ class _Images(pyfuse3.Operations):
 class FuseMount:
     """A mounted filesystem, from ``mount`` to ``close``."""
 
-    def __init__(self, mountpoint: Path, images: Sequence[ImageFile], options: set[str]) -> None:
-        """Mount. Call it outside of any handler. Raises MountError."""
+    def __init__(
+        self,
+        mountpoint: Path,
+        images: Sequence[ImageFile],
+        options: set[str],
+        attr_timeout: float,
+    ) -> None:
+        """Mount. Call it outside of any handler. Raises MountError.
+
+        ``attr_timeout``: seconds; how old what stat(2) and ``du`` show may be.
+        """
         self.single = mountpoint.is_file()  # whether the mount point itself is the image
-        self._operations = _Images(images, self.single)
+        self._operations = _Images(images, self.single, attr_timeout)
         before = _fuse_descriptors()
         complaints: list[str] = []
         try:

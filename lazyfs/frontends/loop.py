@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lazyfs.errors import MountError, ToolMissing
+from lazyfs.mounts import all_mounts
 
 LOOP_CHANGE_FD = 0x4C06  # linux/loop.h
+_SURVIVE = frozenset({"squashfs", "erofs", "iso9660", "udf", "cramfs", "romfs"})
 READ_AHEAD_KIB = 2048  # keeps several requests in flight, where 128 keep one or two
 
 
@@ -47,6 +49,16 @@ def attach(file: Path) -> str:
     device = run(["losetup", *options, os.fspath(file)]).strip()
     Path(f"/sys/block/{Path(device).name}/queue/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
     return device
+
+
+def kinds_that_would_die(device: str) -> set[str]:
+    """Kinds of filesystem mounted on a device that do not survive a change of its file.
+
+    LOOP_CHANGE_FD tells the filesystem that its medium is gone (the kernel's bdev_mark_dead). ext4,
+    which keeps a journal, then answers everything with EIO until it is unmounted (seen on Linux
+    6.18); what was made to be read only goes on.
+    """
+    return {mounted.kind for mounted in all_mounts() if mounted.source == device} - _SURVIVE
 
 
 def detach(device: str) -> None:

@@ -1,0 +1,269 @@
+"""The workloads. Each runs in a process of its own, which the bench can end when it takes too long.
+
+A target is the path of a file that a tool shows, or a URL: then curl and plain keep-alive
+connections do the same work, which is the limit that the tools are compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench import system
+
+BLOCK = 4096
+PIECE = 1 << 20
+CONNECTIONS = 8
+"""Of all tools that can be told, where several readers read at once; and of the limit."""
+SEED = 16
+
+WAITING = "waiting"
+
+Read = Callable[[int, int], bytes]
+Result = dict[str, float]
+
+
+def sequential(target: str, original: str, length: int) -> Result:
+    """Read the first `length` bytes from beginning to end."""
+    if is_url(target):
+        return {"MB/s": length / curl(target, length) / 1e6}
+    with open(target, "rb", buffering=0) as file:
+        begin = time.perf_counter()
+        last = b""
+        for _ in range(length // PIECE):
+            last = read_fully(file, PIECE)
+        taken = time.perf_counter() - begin
+    check(original, [(length - PIECE, last)])
+    return {"MB/s": length / taken / 1e6}
+
+
+def curl(url: str, length: int) -> float:
+    """Seconds that curl takes for the first bytes."""
+    command = ["curl", "--silent", "--fail", "--range", f"0-{length - 1}", "--output", os.devnull]
+    return float(system.run([*command, "--write-out", "%{time_total}", url], 3600))
+
+
+def read_fully(file: Any, length: int) -> bytes:
+    """Read `length` bytes where read(2) may give less."""
+    pieces = []
+    while length:
+        piece = file.read(length)
+        if not piece:
+            raise system.Failed("the file ended early")
+        pieces.append(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def random_reads(target: str, original: str, readers: int, count: int, limit: float) -> Result:
+    """Read blocks at random places, each of the readers `count` of them or for `limit` seconds."""
+    run = RandomReads(Path(original).stat().st_size // BLOCK, count, limit)
+    with opened(target, readers) as read:
+        threads = [threading.Thread(target=run.reader, args=(read, n)) for n in range(readers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if run.errors:
+        failed, total = len(run.errors), len(run.errors) + len(run.latencies)
+        raise system.Failed(f"{failed} of {total} reads failed: {run.errors[0]}")
+    check(original, run.contents)
+    latencies = sorted(run.latencies)
+    return {
+        "ms": latencies[len(latencies) // 2] * 1e3,
+        "p95 ms": latencies[len(latencies) * 95 // 100] * 1e3,
+        "IOPS": len(latencies) / (run.ended - run.begun),
+    }
+
+
+class RandomReads:
+    """What the readers share: the task, and what came of it."""
+
+    def __init__(self, blocks: int, count: int, limit: float) -> None:
+        self._blocks, self._count = blocks, count
+        self.begun = self.ended = time.perf_counter()
+        self._deadline = self.begun + limit
+        self.latencies: list[float] = []
+        self.contents: list[tuple[int, bytes]] = []
+        self.errors: list[str] = []
+
+    def reader(self, read: Read, number: int) -> None:
+        """Read places of our own; an error is counted, and the next place is read."""
+        dice = random.Random(SEED + number)
+        for _ in range(self._count):
+            offset = dice.randrange(self._blocks) * BLOCK
+            begin = time.perf_counter()
+            if begin > self._deadline:
+                break
+            try:
+                content = read(offset, BLOCK)
+            except (OSError, http.client.HTTPException) as error:
+                self.errors.append(str(error))
+                continue
+            self.ended = time.perf_counter()
+            self.latencies.append(self.ended - begin)
+            self.contents.append((offset, content))
+
+
+@contextlib.contextmanager
+def opened(target: str, readers: int) -> Iterator[Read]:
+    """A function that reads at an offset, for several threads at once."""
+    if is_url(target):
+        yield keep_alive(target, min(readers, CONNECTIONS))
+        return
+    file = os.open(target, os.O_RDONLY)
+    try:
+        yield lambda offset, length: os.pread(file, length, offset)
+    finally:
+        os.close(file)
+
+
+def keep_alive(url: str, number: int) -> Read:
+    """Reads by range requests on `number` connections; a reader waits for a free one."""
+    parts = urlsplit(url)
+    free: queue.Queue[http.client.HTTPConnection] = queue.Queue()
+    for _ in range(number):
+        free.put(http.client.HTTPConnection(parts.netloc))
+
+    def read(offset: int, length: int) -> bytes:
+        connection = free.get()
+        try:
+            span = f"bytes={offset}-{offset + length - 1}"
+            connection.request("GET", parts.path, headers={"Range": span})
+            return connection.getresponse().read()
+        finally:
+            free.put(connection)
+
+    return read
+
+
+def check(original: str, contents: list[tuple[int, bytes]]) -> None:
+    """Compare what was read with the original. Raises Failed."""
+    with open(original, "rb") as file:
+        for offset, content in contents:
+            file.seek(offset)
+            if file.read(len(content)) != content:
+                raise system.Failed(f"wrong data at offset {offset}")
+
+
+def job(target: str, device: str, mountpoint: str, fstype: str, files: list[str]) -> Result:
+    """Loop-mount, list the whole tree with sizes, and read some files."""
+    begin = time.perf_counter()
+    system.mount(target, Path(device), mountpoint, fstype)
+    mounted = time.perf_counter() - begin
+    result = walk(mountpoint, files)
+    return {"s": mounted + result.pop("s"), "mount s": mounted} | result
+
+
+def walk(mountpoint: str, files: list[str]) -> Result:
+    """The job on what is mounted already. `-size` makes find look at every inode."""
+    begin = time.perf_counter()
+    system.run(["find", mountpoint, "-size", "+1G"], system.MOUNT)
+    found = time.perf_counter()
+    for name in files:
+        Path(mountpoint, name).read_bytes()
+    ended = time.perf_counter()
+    return {"s": ended - begin, "find s": found - begin, "read s": ended - found}
+
+
+def ready(target: str, size: int, length: int) -> Result:
+    """Wait until the file is there in its size and `length` bytes in its middle can be read."""
+    print(WAITING, flush=True)
+    while not has_size(target, size):
+        time.sleep(0.002)
+    if length:
+        with opened(target, 1) as read:
+            read(size // 2, length)
+    return {"at": time.monotonic()}
+
+
+def has_size(target: str, size: int) -> bool:
+    """Whether the target exists, and with that size. A URL always does."""
+    try:
+        return is_url(target) or os.stat(target).st_size == size
+    except OSError:
+        return False
+
+
+def is_url(target: str) -> bool:
+    """Whether a target is one."""
+    return "://" in target
+
+
+WORK = {work.__name__: work for work in (sequential, random_reads, job, walk, ready)}
+
+
+def start(name: str, **what: Any) -> subprocess.Popen[str]:
+    """Start a workload in a process of its own; `finish` gives its result."""
+    command = [sys.executable, "-m", "bench.work", name, json.dumps(what)]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parent.parent, start_new_session=True,
+    )  # fmt: skip
+
+
+def is_waiting(process: subprocess.Popen[str]) -> None:
+    """Wait until a `ready` has begun to wait, so that its own start is not measured."""
+    assert process.stdout is not None
+    line = bytearray()
+    while byte := os.read(process.stdout.fileno(), 1):  # and no more: the rest is for `finish`
+        if byte == b"\n":
+            break
+        line += byte
+    if line.decode() != WAITING:
+        raise system.Failed("the bench's own helper does not start")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a workload that still runs, and with it what it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
+        system.end(process)
+
+
+def finish(process: subprocess.Popen[str], limit: float, on_timeout: Callable[[], None]) -> Result:
+    """Wait for a workload's result. Raises Failed.
+
+    When it takes too long it is killed, and `on_timeout` is called to free what it may hang on.
+    """
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        on_timeout()
+        raise system.Failed(f"not done in {limit:.0f} s") from error
+    finally:
+        kill(process)
+    if not output:
+        raise system.Failed(f"the workload ended with status {process.returncode}")
+    answer = json.loads(output)
+    if "error" in answer:
+        raise system.Failed(answer["error"])
+    return {name: float(value) for name, value in answer.items()}
+
+
+def main() -> None:
+    """Do the work named on the command line and print its result, or what went wrong."""
+    name, what = sys.argv[1:]
+    try:
+        result = WORK[name](**json.loads(what))
+    except Exception as error:  # whatever it is, the bench has to record it
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    else:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
