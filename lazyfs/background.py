@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -23,8 +24,13 @@ def run_in_background(work: Callable[[Ready], int]) -> int:
         _be_daemon(work, writer)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        if pipe.read(1):
-            return 0
+        try:
+            if pipe.read(1):
+                return 0
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGTERM)  # it has a session of its own: Ctrl-C does not reach it
+            os.waitpid(child, 0)
+            raise
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -24,8 +24,8 @@ The tree::
     +-- InternalError              a defect of lazyfs itself
 
 A message says what happened and to which image; ``cure`` says what the reader can do about it.
-Foreign exceptions are translated where they enter (``sources/http.py``, ``cache/store.py``,
-``frontends/fuse.py``) and never travel further.
+Foreign exceptions are translated where they enter (``sources/http.py`` and ``direct.py`` by
+``failures.py``, ``cache/store.py``, ``frontends/fuse.py``) and never travel further.
 """
 
 import errno

@@ -9,25 +9,38 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.frontends.loop import change_backing_file, kinds_that_would_die, loops_below
+from lazyfs.frontends.loop import (
+    change_backing_file,
+    kinds_that_would_die,
+    loops_below,
+    stands_on,
+)
 from lazyfs.stack import Image
 
 log = logging.getLogger(__name__)
 
 
-async def hand_over_when_complete(image: Image, file: Path) -> None:
-    """When ``image`` is complete, move the loop devices on ``file`` to the local copy."""
+async def hand_over_when_complete(image: Image, file: Path, filesystem: str) -> None:
+    """When ``image`` is complete, move the loop devices on ``file`` to the local copy.
+
+    ``filesystem``: major:minor of the mount that ``file`` lies on.
+    """
     if image.local_copy is None:
         return
     await image.device.wait_complete()
     for device in loops_below(file):
-        if kinds := kinds_that_would_die(device):
-            log.info("%s stays on %s: %s would not survive the change", device, file, *kinds)
-            continue
         try:
             # In a thread: the kernel waits for reads under way, which this very loop answers.
-            await trio.to_thread.run_sync(change_backing_file, device, image.local_copy)
+            await trio.to_thread.run_sync(_hand_over, device, filesystem, image.local_copy)
         except OSError as error:
             log.warning("%s stays on %s: %s", device, file, error.strerror)
-        else:
-            log.info("%s now stands on the complete copy %s", device, image.local_copy)
+
+
+def _hand_over(device: str, filesystem: str, copy: Path) -> None:
+    if not stands_on(device, filesystem):
+        return
+    if kinds := kinds_that_would_die(device):
+        log.info("%s stays: %s would not survive the change", device, *kinds)
+        return
+    change_backing_file(device, copy)
+    log.info("%s now stands on the complete copy %s", device, copy)

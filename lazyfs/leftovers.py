@@ -5,11 +5,15 @@ repaired and is left alone.
 """
 
 import errno
+import logging
 import os
 from pathlib import Path
 
+from lazyfs.errors import MountError
 from lazyfs.frontends.loop import loops_below, run
 from lazyfs.mounts import all_mounts
+
+log = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/lazyfs")
 
@@ -24,13 +28,16 @@ def answers(file: Path) -> bool:
 
 
 def clear_away() -> None:
-    """Remove what dead daemons left behind and nobody uses. Raises MountError."""
+    """Remove what dead daemons left behind and nobody uses."""
     for mounted in all_mounts():
         place = mounted.mountpoint
         ours = mounted.kind == "fuse.lazyfs" and place.parent == RUNTIME
         if ours and not loops_below(place) and _is_dead(place):
-            run(["umount", "--lazy", "--", os.fspath(place)])
-            place.rmdir()
+            try:
+                run(["umount", "--lazy", "--", os.fspath(place)])
+                place.rmdir()
+            except (MountError, OSError) as error:
+                log.warning("%s is left behind: %s", place, error)
 
 
 def _is_dead(mountpoint: Path) -> bool:

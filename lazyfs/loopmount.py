@@ -61,7 +61,9 @@ def loop_mount(
         else:
             await trio.to_thread.run_sync(_revive, dead, file)
 
-    return mount(replace(options, mountpoint=inner), report, use)
+    # What is revived must not find another version of the image under it.
+    cache = replace(options.cache, must_match=loop.repair)
+    return mount(replace(options, mountpoint=inner, cache=cache), report, use)
 
 
 def _attach_and_mount(file: Path, mountpoint: Path, loop: LoopOptions) -> None:

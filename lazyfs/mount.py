@@ -1,5 +1,6 @@
 """The life of a mount: start, ready, signals, unmount."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from lazyfs.errors import LazyfsError, MountError, UsageError
 from lazyfs.frontends.fuse import FuseMount, ImageFile
 from lazyfs.frontends.loop import loops_below
 from lazyfs.handover import hand_over_when_complete
+from lazyfs.mounts import mount_on
 from lazyfs.options import MountOptions
 from lazyfs.stack import Image, Stack, open_stack
 
@@ -47,7 +49,8 @@ def mount(
             return report(error)
         finally:
             if use is not None:
-                options.mountpoint.rmdir()
+                with contextlib.suppress(OSError):  # still mounted, somewhere else in use
+                    options.mountpoint.rmdir()
         return 0
 
     return work(lambda: None) if options.foreground else run_in_background(work)
@@ -65,6 +68,11 @@ def check_mountpoint(options: MountOptions) -> None:
             f"{mountpoint} cannot be used: {error.strerror}",
             f"if a dead mount is left there: fusermount3 -u {mountpoint}",
         ) from error
+    mounted = mount_on(mountpoint)
+    if mounted is not None and mounted.kind == "fuse.lazyfs":
+        raise MountError(
+            f"lazyfs is mounted on {mountpoint} already", f"lazyfs umount {mountpoint}"
+        )
     if stat.S_ISREG(mode) and len(options.images) > 1:
         raise UsageError(f"{mountpoint} is a file and can show one image only", "give a directory")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -94,7 +102,7 @@ async def _serve(
                     for image in stack.images:
                         inside = options.mountpoint / image.name
                         file = options.mountpoint if fuse_mount.single else inside
-                        nursery.start_soon(hand_over_when_complete, image, file)
+                        nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
                     logs.use(log_handler, options.log.level)
                     ready()
                 except LazyfsError as error:
@@ -121,7 +129,7 @@ def _start_serving(
 
     nursery.start_soon(answer)
     nursery.start_soon(stack.run)
-    nursery.start_soon(_end_on_signal, mountpoint, nursery.cancel_scope)
+    nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, nursery.cancel_scope)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
@@ -143,7 +151,7 @@ def _mount_files(options: MountOptions, images: Sequence[Image], *, for_ever: bo
     return FuseMount(options.mountpoint, files, fuse_options, 1e9 if for_ever else 1.0)
 
 
-async def _end_on_signal(mountpoint: Path, scope: trio.CancelScope) -> None:
+async def _end_on_signal(mountpoint: Path, fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
     """End on SIGTERM or SIGINT, unless a loop device would lose its file: then say so.
 
     A second signal ends it all the same.
@@ -154,6 +162,8 @@ async def _end_on_signal(mountpoint: Path, scope: trio.CancelScope) -> None:
             loops = loops_below(mountpoint)
             if not loops or warned:
                 log.info("ending on %s", signal.Signals(number).name)
+                if os.geteuid() == 0:
+                    await trio.to_thread.run_sync(fuse_mount.abort)
                 scope.cancel()
                 return
             warned = True

@@ -98,7 +98,7 @@ def parse_rate(text: str) -> float:
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How to talk to servers. ``timeout``: seconds a silent server is waited for."""
+    """How to talk to servers. ``stall``: seconds that a silent server is waited for."""
 
     connections: int = 4
     stall: float = 15.0
@@ -123,6 +123,7 @@ class CacheOptions:
     files: tuple[Path, Path] | None = None
     memory_only: bool = False
     block_size: int | None = None
+    must_match: bool = False  # whether a cache of another version is an error
 
 
 @dataclass(frozen=True)

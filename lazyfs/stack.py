@@ -116,7 +116,14 @@ async def _open_cache(
     try:
         source = await _open_source(client, wanted.url, paths)
         asked = options.cache.block_size
-        store = open_disk_store(paths, lock, name, source.identity, asked or DEFAULT_BLOCK_SIZE)
+        store = open_disk_store(
+            paths,
+            lock,
+            name,
+            source.identity,
+            asked or DEFAULT_BLOCK_SIZE,
+            must_match=options.cache.must_match,
+        )
         if asked not in (None, store.block_size):
             log.warning("%s: the cache keeps its block size of %d bytes", name, store.block_size)
     except BaseException:

@@ -3,6 +3,7 @@
 Apart from ``mount.py``, so that it needs neither FUSE's library nor an event loop.
 """
 
+import os
 from pathlib import Path
 
 from lazyfs.errors import MountError
@@ -47,5 +48,6 @@ def _is_loop_of_ours(mounted: Mounted) -> bool:
     if file is None:
         return False
     ours = [m.mountpoint for m in all_mounts() if m.kind == "fuse.lazyfs"]
-    cached = file.name == "data" and (file.parent / "meta.json").exists()
+    meta = (file.parent / "meta.json", file.with_name(file.name + ".json"))
+    cached = any(os.path.exists(path) for path in meta)  # also where a dead mount is in the way
     return cached or any(file.is_relative_to(mountpoint) for mountpoint in ours)

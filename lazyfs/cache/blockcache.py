@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SYNC_EVERY = 5.0  # seconds: what a power cut may cost
 SMALLEST_FETCH = 1 << 20  # bytes that one request may ask for on any link
 LARGEST_FETCH = 8 << 20
+LONGEST_WAIT = 300.0  # seconds that a server's Retry-After may hold requests back
 SHORT = 128 << 10  # bytes: a request that is mostly round trip
 MOST_TOGETHER = 4  # short requests that are sent at once on one lane
 VERIFY_STEP = 1 << 20  # bytes compared with their checksums between two looks at the event loop
@@ -67,6 +68,7 @@ class BlockCache:
         self._work = {kind: trio.Event() for kind in kinds}
         self._asked = trio.Event()  # set when a request is sent that a reader waits for
         self._reading_ahead = 0  # requests under way for read-ahead
+        self._filling = False  # whether the whole image is wanted
         self._arrived_all = trio.Event()
         if self._plan.complete:
             self._arrived_all.set()
@@ -99,13 +101,27 @@ class BlockCache:
         try:
             return self._store.read(span)
         except OSError as error:
+            log.warning("%s: the cache cannot be read: %s", self._name, error.strerror)
+        return await self._read_anew(span, blocks)
+
+    async def _read_anew(self, span: Span, blocks: Span) -> bytes:
+        """Fetch what could be read and now cannot. Raises CacheError if that is in vain."""
+        self._plan.lost(range(blocks.start, blocks.stop))
+        await self._make_ready(blocks)
+        try:
+            return self._store.read(span)
+        except OSError as error:
             raise CacheError(f"{self._name}: the cache cannot be read: {error.strerror}") from error
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         blocks = blocks_of(clamp(offset, length, self.identity.size), self._block_size)
         if not self._plan.present.covers(blocks):
-            self._plan.hint(blocks, priority)
-            self._work[(priority,)].set()
+            self._filling = self._filling or priority is Priority.FILL
+            self._hint(blocks, priority)
+
+    def _hint(self, blocks: Span, priority: Priority) -> None:
+        self._plan.hint(blocks, priority)
+        self._work[(priority,)].set()
 
     async def wait_complete(self) -> None:
         """Wait until the whole image is here, each block compared with its checksum."""
@@ -183,7 +199,7 @@ class BlockCache:
             if fetch is None:
                 lane.release()
                 continue
-            self._fill.asked(now, length)
+            self._fill.asked(now, fetch.blocks.length * self._block_size)
             if beside or self._fill.calm(now):
                 nursery.start_soon(self._run_fetches, [fetch], lane)
             else:
@@ -245,6 +261,8 @@ class BlockCache:
             for fetch, stream in zip(fetches, streams, strict=True):
                 good = good and await self._fetch(fetch, stream)
                 self._plan.end(fetch)
+                if self._filling and fetch.next < fetch.blocks.stop:
+                    self._hint(Span(fetch.next, fetch.blocks.stop), Priority.FILL)
         finally:
             self._note_blocks()
             self._work[_DEMAND].set()
@@ -259,8 +277,6 @@ class BlockCache:
                 await self._take_in(fetch, pieces)
         except TransientError as error:
             self._retry_later(error)
-            if fetch.priority is Priority.FILL:
-                self._plan.hint(Span(fetch.next, fetch.blocks.stop), Priority.FILL)
         except LazyfsError as error:
             self._give_up(fetch, error)
         except Exception as error:
@@ -364,6 +380,9 @@ class BlockCache:
             return True
         self._counts.damaged += len(damaged)
         self._plan.lost(damaged)
+        if self._filling:
+            for block in damaged:
+                self._hint(Span(block, block + 1), Priority.FILL)
         log.warning(
             "%s: %d cached blocks from block %d on were damaged; fetching them again",
             self._name,
@@ -407,12 +426,14 @@ class BlockCache:
 
     def _retry_later(self, error: TransientError) -> None:
         """Hold all requests back for a while."""
-        delay = self._backoff.failed(self._jitter(), error.retry_after)
+        wait = None if error.retry_after is None else min(error.retry_after, LONGEST_WAIT)
+        delay = self._backoff.failed(self._jitter(), wait)
         self._resume_at = max(self._resume_at, trio.current_time() + delay)
         self._failed(error, logging.WARNING if delay else logging.DEBUG, "; retrying")
 
     def _give_up(self, fetch: Fetch, error: LazyfsError) -> None:
-        """No retry can help those who wait for this fetch."""
+        """No retry can help those who wait for this fetch; fill may try again much later."""
+        self._fill.failed(trio.current_time())
         self._failed(error, logging.ERROR)
         for waiter in self._plan.fail(fetch):
             waiter.wake(error)
@@ -429,4 +450,6 @@ class BlockCache:
             log.info("%s: data are coming in again", self._name)
         self._said = logging.NOTSET
         self._last_failure = None
+        self._resume_at = 0.0
         self._backoff.succeeded()
+        self._fill.succeeded()

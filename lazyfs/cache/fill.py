@@ -19,6 +19,8 @@ from lazyfs.device import Link
 
 CALM = 1.0  # seconds without a waiting reader after which the link counts as idle
 SHORTEST = 128 << 10  # bytes
+FIRST_REST = 10.0  # seconds
+LONGEST_REST = 600.0
 BESIDE = 0.85  # of what the link holds; the rest is for the reader's own answer
 ALONE = 0.25
 
@@ -29,7 +31,16 @@ class FillPolicy:
     def __init__(self, rate: float | None = None) -> None:
         self._rate = rate
         self._paid_at = 0.0
+        self._failures = 0
         self._demand_at = float("-inf")
+
+    def failed(self, now: float) -> None:
+        """A request failed in a way that asking again does not mend: wait, longer each time."""
+        self._failures += 1
+        self._paid_at = now + min(FIRST_REST * 2.0 ** (self._failures - 1), LONGEST_REST)
+
+    def succeeded(self) -> None:
+        self._failures = 0
 
     def demand(self, now: float) -> None:
         """A reader waits, or has just got what it waited for."""

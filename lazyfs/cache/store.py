@@ -35,6 +35,7 @@ import json
 import logging
 import os
 import re
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Container, Iterator
@@ -350,14 +351,28 @@ class MemoryStore:
 
 
 def open_disk_store(
-    paths: CachePaths, lock: CacheLock, url: str, identity: Identity, block_size: int
+    paths: CachePaths,
+    lock: CacheLock,
+    url: str,
+    identity: Identity,
+    block_size: int,
+    *,
+    must_match: bool = False,
 ) -> DiskStore:
     """The cache of this version of the image, with what an earlier mount left in it.
 
     ``url``: without secrets. ``block_size``: for a new cache; an old one keeps its own. What is
-    there of another version, or cannot be told from one, is dropped first. Raises CacheError.
+    there of another version, or cannot be told from one, is dropped first; with ``must_match`` that
+    is an error. Raises CacheError.
     """
     meta = Meta.load(paths.meta)
+    if paths.foreign:
+        _check_foreign(paths, meta)
+    if must_match and (meta is None or not _reusable(meta.identity, identity)):
+        raise CacheError(
+            f"{url} is another version than the one that was mounted, or its cache is elsewhere",
+            "give the same URL and --cache-dir, or unmount and mount anew",
+        )
     if meta is not None and not _reusable(meta.identity, identity):
         log.warning("%s: the cached data are of another version; starting afresh", url)
         meta = None
@@ -382,15 +397,32 @@ def _reusable(cached: Identity, now: Identity) -> bool:
     return cached.pinned and cached.matches(now)
 
 
+def _check_foreign(paths: CachePaths, meta: Meta | None) -> None:
+    """Refuse files that a user named if they may be something else than a cache.
+
+    Raises CacheError.
+    """
+    expected = {path: {0} for path in (paths.data, paths.bitmap, paths.sums, paths.meta)}
+    if meta is not None:
+        blocks = -(-meta.identity.size // meta.block_size)
+        expected[paths.data].add(meta.identity.size)
+        expected[paths.bitmap].add(padded_bytes(blocks))
+        expected[paths.sums].add(blocks * _SUM)
+        del expected[paths.meta]
+    for path, sizes in expected.items():
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode) or found.st_size not in sizes:
+            raise CacheError(
+                f"{path} exists and is no cache of lazyfs",
+                "name another file, or remove it yourself",
+            )
+
+
 def _clear(paths: CachePaths) -> None:
     """Drop a cache. The bitmap goes first: without it nothing else counts."""
-    if paths.foreign and Meta.load(paths.meta) is None:
-        for path in (paths.data, paths.bitmap, paths.sums, paths.meta):
-            if path.exists() and path.stat().st_size:
-                raise CacheError(
-                    f"{path} exists and is no cache of lazyfs",
-                    "name another file, or remove it yourself",
-                )
     for path in (paths.bitmap, paths.sums, paths.data, paths.meta):
         path.unlink(missing_ok=True)
 

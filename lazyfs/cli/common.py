@@ -54,7 +54,7 @@ def add_options(parser: Parser) -> None:
     add = fetching.add_argument
     add("--readahead", metavar="AMOUNT", type=_as(parse_readahead), default=ReadAheadLimit(),
         help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
-    add("--fill", action="store_true", help="fetch all the rest while nobody waits for anything")
+    add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
     add("--rate", metavar="RATE", type=_as(parse_rate), help="at most so fast: 10M/s (with --fill)")
     server = parser.add_argument_group("server")
     add = server.add_argument
@@ -106,6 +106,9 @@ def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptio
         urls.parse(url)
     if len(names) > len(wanted):
         raise UsageError("there are more names than URLs", "give --name at most once for each URL")
+    for url in wanted:
+        if wanted.count(url) > 1:
+            raise UsageError(f"{urls.shown(url)} is given twice", "once is enough")
     named = [*map(_file_name, names), *map(urls.file_name, wanted[len(names) :])]
     for name in named:
         if named.count(name) > 1:

@@ -21,6 +21,8 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(arguments)
     if len(given.where) != 2:
         raise UsageError("one URL and a mount point are needed", "lazyfs loop URL MOUNTPOINT")
+    if given.repair and given.no_cache:
+        raise UsageError("--repair must know what was mounted", "leave out --no-cache")
     options = mount_options(given, named_images(given.where, []), ())
     hide_secrets(options)
     from lazyfs.loopmount import LoopOptions, loop_mount

@@ -22,6 +22,7 @@ import logging
 import os
 import select
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ class _Images(pyfuse3.Operations):
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise pyfuse3.FUSEError(errno.EROFS)
         self.opened += 1
-        self.unused = trio.Event()
+        if self.unused.is_set():
+            self.unused = trio.Event()
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
@@ -199,6 +201,7 @@ class FuseMount:
 
         ``attr_timeout``: seconds; how old what stat(2) and ``du`` show may be.
         """
+        self._mountpoint = mountpoint
         self.single = mountpoint.is_file()  # whether the mount point itself is the image
         self._operations = _Images(images, self.single, attr_timeout)
         before = _fuse_descriptors()
@@ -210,7 +213,9 @@ class FuseMount:
             why = "; ".join(complaints) or str(error)
             raise MountError(f"cannot mount on {mountpoint}: {why}") from error
         self._connections = _fuse_descriptors() - before
-        _widen_reads(mountpoint)
+        mounted = mount_on(mountpoint)
+        self.device = mounted.device if mounted else ""  # major:minor
+        _widen_reads(self.device)
 
     async def run(self) -> None:
         """Answer the kernel until the filesystem is unmounted."""
@@ -223,6 +228,18 @@ class FuseMount:
         """Wait until nobody has a file open that is, or will be, opened."""
         while not self._operations.unused.is_set():
             await self._operations.unused.wait()
+
+    def abort(self) -> None:
+        """Break the connection off and unmount: all that waits for an answer fails. Only for root.
+
+        Without it, who waits for us in the kernel would keep us from ending. May block: run it in a
+        thread.
+        """
+        subprocess.run(
+            ["umount", "--force", "--lazy", "--", os.fspath(self._mountpoint)],
+            capture_output=True,
+            check=False,
+        )
 
     def close(self) -> None:
         """Unmount if that has not happened yet."""
@@ -266,12 +283,9 @@ def _collecting_stderr(lines: list[str]) -> Iterator[None]:
             lines.extend(line.strip() for line in file.read().decode(errors="replace").splitlines())
 
 
-def _widen_reads(mountpoint: Path) -> None:
-    """Let the kernel read 1 MiB at a time; only root may."""
-    mounted = mount_on(mountpoint)
-    if mounted is None:
-        return
-    knob = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+def _widen_reads(device: str) -> None:
+    """Let the kernel read 1 MiB at a time from this device (major:minor); only root may."""
+    knob = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         knob.write_text(f"{READ_AHEAD_KIB}\n")
     except OSError as error:

@@ -6,6 +6,7 @@ serves that file: callers use a thread or a process for it.
 
 import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 from lazyfs.errors import MountError, ToolMissing
 from lazyfs.mounts import all_mounts
 
-LOOP_CHANGE_FD = 0x4C06  # linux/loop.h
+LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h; struct loop_info64 begins with the file's device
+LOOP_CHANGE_FD = 0x4C06
+_STATUS_LENGTH = 232
 _SURVIVE = frozenset({"squashfs", "erofs", "iso9660", "udf", "cramfs", "romfs"})
 READ_AHEAD_KIB = 2048  # keeps several requests in flight, where 128 keep one or two
 
@@ -64,6 +67,21 @@ def kinds_that_would_die(device: str) -> set[str]:
 def detach(device: str) -> None:
     """Detach now; or, while it is in use, as soon as that ends (losetup(8), lazy destruction)."""
     run(["losetup", "--detach", device])
+
+
+def stands_on(device: str, filesystem: str) -> bool:
+    """Whether a loop device's file lies on the filesystem with this major:minor. May block.
+
+    Its path alone does not say so: something else may be mounted there now.
+    """
+    status = bytearray(_STATUS_LENGTH)
+    loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(loop, LOOP_GET_STATUS64, status)
+    finally:
+        os.close(loop)
+    (number,) = struct.unpack_from("=Q", status)
+    return f"{os.major(number)}:{os.minor(number)}" == filesystem
 
 
 def change_backing_file(device: str, file: Path) -> None:

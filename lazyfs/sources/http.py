@@ -120,7 +120,7 @@ class HttpClient:
             fields += self._options.headers
         if any(name.lower() == "authorization" for name, _ in fields):
             return fields
-        login = (urls.login(home) if at_home else None) or self._netrc_login(there.host)
+        login = (urls.login(home) if at_home else None) or self._netrc_login(there, at_home)
         if login:
             token = b64encode(":".join(login).encode()).decode()
             fields.append(("Authorization", f"Basic {token}"))
@@ -144,8 +144,14 @@ class HttpClient:
     def _proxy(self, url: str) -> str | None:
         return self._options.proxy or _proxy_of_environment(url)
 
-    def _netrc_login(self, host: str) -> tuple[str, str] | None:
-        entry = self._netrc.authenticators(host) if self._netrc else None
+    def _netrc_login(self, there: urls.Origin, at_home: bool) -> tuple[str, str] | None:
+        """A login from ~/.netrc. Where a redirect led, only one for that very host by its name."""
+        if self._netrc is None:
+            return None
+        if at_home:
+            entry = self._netrc.authenticators(there.host)
+        else:
+            entry = self._netrc.hosts.get(there.host)
         return (entry[0], entry[2] or "") if entry else None
 
     def _transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
@@ -310,11 +316,12 @@ class HttpSource:
             httprange.judge_answer(
                 self._name, answer.status, answer.headers, offset, length, self.identity
             )
-            self.link.body_begins(trio.current_time())
+            link = self.link  # a redirect may lead to another host meanwhile
+            link.body_begins(trio.current_time())
             try:
-                yield _Body(answer, length, self.link)
+                yield _Body(answer, length, link)
             finally:
-                self.link.body_ends()
+                link.body_ends()
 
     async def lane(self, priority: Priority) -> HostLane:
         return await self._client.lanes(self._place.host).acquire(priority)
@@ -361,11 +368,11 @@ class HttpSource:
 
         When the connection has ended before an answer's turn, that request is sent by itself.
         """
+        direct = self._place.direct  # a redirect may change the place before all are answered
         connection: Connection | None = None
 
         async def ask(wanted: Fields) -> Answer | None:
             nonlocal connection
-            direct = self._place.direct
             answer: DirectAnswer | None = None
             if direct is not None and unsent:
                 requests = unsent.copy()

@@ -161,8 +161,8 @@ def test_a_relative_cacert_survives_going_to_the_background(
     [
         (["https://h/a", "https://h/b"], [], ["a", "b"]),
         (["https://h/a", "https://h/b"], ["x"], ["x", "b"]),
-        (["https://h/a", "https://h/a"], ["x", "y"], ["x", "y"]),
-        (["https://h/a", "https://h/a"], ["x"], ["x", "a"]),
+        (["https://h/a", "https://other/a"], ["x", "y"], ["x", "y"]),
+        (["https://h/a", "https://other/a"], ["x"], ["x", "a"]),
         (["https://h/a"], ["b c.iso"], ["b c.iso"]),
         (["https://h/a"], ["n" * 255], ["n" * 255]),
         (["https://h/"], [], ["h"]),

@@ -126,6 +126,18 @@ async def test_failures_are_judged_one_by_one() -> None:
         assert await outcomes(source, RANGES) == [True, NotFound, ImageChanged, True]
 
 
+async def test_redirected_requests_go_where_they_belong() -> None:
+    """The answers behind the first redirect still come from where it came from."""
+    async with serving(CONTENT) as here, serving(CONTENT, host="127.0.0.2") as there:
+        here.script = lambda _: Reply(response(302, f"Location: {there.url('/signed?sig=1')}"))
+        async with source_at(here) as source:
+            assert await outcomes(source, RANGES) == [True] * 4
+            assert await outcomes(source, RANGES) == [True] * 4
+        assert {request.to for request in here.requests} == {here.authority}
+        assert {request.target for request in here.requests} == {"/image.raw"}
+        assert {request.to for request in there.requests} == {there.authority}
+
+
 async def test_one_that_is_skipped_brings_no_wrong_bytes() -> None:
     async with serving(CONTENT) as site, source_at(site) as source:
         first, _, third, _ = source.streams(RANGES)
