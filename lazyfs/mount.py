@@ -94,7 +94,8 @@ async def _serve(
         failure: LazyfsError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                _start_serving(nursery, options.mountpoint, stack, fuse_mount)
+                in_use = trio.Event()
+                _start_serving(nursery, options.mountpoint, stack, fuse_mount, in_use)
                 try:
                     if use is not None:
                         await use()
@@ -105,6 +106,7 @@ async def _serve(
                         nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
                     logs.use(log_handler, options.log.level)
                     ready()
+                    in_use.set()
                 except LazyfsError as error:
                     failure = error
                     nursery.cancel_scope.cancel()
@@ -119,7 +121,11 @@ async def _serve(
 
 
 def _start_serving(
-    nursery: trio.Nursery, mountpoint: Path, stack: Stack, fuse_mount: FuseMount
+    nursery: trio.Nursery,
+    mountpoint: Path,
+    stack: Stack,
+    fuse_mount: FuseMount,
+    in_use: trio.Event,
 ) -> None:
     """Start all that runs while a mount lives; it ends with the mount."""
 
@@ -129,7 +135,7 @@ def _start_serving(
 
     nursery.start_soon(answer)
     nursery.start_soon(stack.run)
-    nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, nursery.cancel_scope)
+    nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, in_use, nursery.cancel_scope)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
@@ -151,16 +157,19 @@ def _mount_files(options: MountOptions, images: Sequence[Image], *, for_ever: bo
     return FuseMount(options.mountpoint, files, fuse_options, 1e9 if for_ever else 1.0)
 
 
-async def _end_on_signal(mountpoint: Path, fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
+async def _end_on_signal(
+    mountpoint: Path, fuse_mount: FuseMount, in_use: trio.Event, scope: trio.CancelScope
+) -> None:
     """End on SIGTERM or SIGINT, unless a loop device would lose its file: then say so.
 
-    A second signal ends it all the same.
+    A second signal ends it all the same, and so does the first while ``in_use`` is not set: nobody
+    has been told yet that he may use it.
     """
     warned = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             loops = loops_below(mountpoint)
-            if not loops or warned:
+            if not loops or warned or not in_use.is_set():
                 log.info("ending on %s", signal.Signals(number).name)
                 if os.geteuid() == 0:
                     await trio.to_thread.run_sync(fuse_mount.abort)
