@@ -138,22 +138,14 @@ class Source(Protocol):
     @property
     def link(self) -> Link: ...
 
-    def stream(
-        self, offset: int, length: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
-        """The bytes of a range, in order, in pieces of any length, as they come in.
-
-        Exactly ``length`` bytes of this very identity, or a SourceError: what was handed out
-        before the error is right.
-        """
-        ...
-
     def streams(
         self, ranges: Sequence[tuple[int, int]]
     ) -> Sequence[AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]]:
-        """The streams of several (offset, length), asked for together where that saves time.
+        """The bytes of several ranges (offset, length), asked for together where that saves time.
 
-        They are to be entered and left one after the other, in their order.
+        Each stream brings its bytes in order, in pieces of any length, as they come in: exactly
+        ``length`` bytes of this very identity, or a SourceError; what was handed out before the
+        error is right. Streams are to be entered and left one after the other, in their order.
         """
         ...
 
@@ -164,5 +156,3 @@ class Source(Protocol):
     async def rest(self) -> None:
         """Nothing more is expected: keep no connection open until it is asked again."""
         ...
-
-    async def aclose(self) -> None: ...

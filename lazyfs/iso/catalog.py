@@ -103,11 +103,6 @@ class Catalog:
         return Extent(start, end - start)
 
 
-def find_extent(file: BinaryIO, path: str) -> Extent:
-    """Where ``path`` lies in the image ``file``. Raises ImageError, OSError."""
-    return Catalog(file).extent(path)
-
-
 def write_iso(target: Path, files: Mapping[str, Path], label: str) -> None:
     """Write an image with Rock Ridge names that holds ``files``: paths in it -> local files.
 

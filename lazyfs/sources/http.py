@@ -295,16 +295,10 @@ class HttpSource:
                 pass  # so that the connection can be used again
         return self._identity
 
-    def stream(
-        self, offset: int, length: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
-        """The bytes of a range as they come in; see ``device.Source``."""
-        return self._stream(offset, length, self._ask_directly)
-
     def streams(
         self, ranges: Sequence[tuple[int, int]]
     ) -> Sequence[AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]]:
-        """Several ranges for one round trip; see ``device.Source``."""
+        """The bytes of ranges, several for one round trip; see ``device.Source``."""
         ask = self._ask_together([httprange.request_headers(*wanted) for wanted in ranges])
         return [self._stream(offset, length, ask) for offset, length in ranges]
 
@@ -328,9 +322,6 @@ class HttpSource:
 
     async def rest(self) -> None:
         await self._client.close_idle()
-
-    async def aclose(self) -> None:
-        """Nothing is held here: connections belong to the client."""
 
     @asynccontextmanager
     async def _answer(self, offset: int, length: int, ask: _Ask) -> AsyncIterator[Answer]:

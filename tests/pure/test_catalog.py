@@ -7,7 +7,7 @@ import pycdlib
 import pytest
 
 from lazyfs.errors import LazyfsError
-from lazyfs.iso.catalog import Catalog, Extent, find_extent, write_iso
+from lazyfs.iso.catalog import Catalog, Extent, write_iso
 
 FILES = {
     "README.txt": b"read me\n",
@@ -40,7 +40,7 @@ def content_at(image: bytes, extent: Extent) -> bytes:
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_the_extent_of_a_path_holds_its_content(tmp_path: Path, path: str, slash: str) -> None:
     image = image_of(tmp_path)
-    extent = find_extent(io.BytesIO(image), slash + path)
+    extent = Catalog(io.BytesIO(image)).extent(slash + path)
     assert content_at(image, extent) == FILES[path]
     assert extent.offset % 2048 == 0
 
@@ -55,13 +55,13 @@ def test_all_files_are_listed_and_no_directory(tmp_path: Path) -> None:
 )
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path, path: str) -> None:
     with pytest.raises(LazyfsError, match=f"^{path} is not in the image$"):
-        find_extent(io.BytesIO(image_of(tmp_path)), path)
+        Catalog(io.BytesIO(image_of(tmp_path))).extent(path)
 
 
 @pytest.mark.parametrize("path", ["/", "", "live", "live/deep/"])
 def test_a_directory_has_no_extent(tmp_path: Path, path: str) -> None:
     with pytest.raises(LazyfsError, match="is not a regular file"):
-        find_extent(io.BytesIO(image_of(tmp_path)), path)
+        Catalog(io.BytesIO(image_of(tmp_path))).extent(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", bytes(1 << 20)])
@@ -145,9 +145,9 @@ def image_in_two_parts(gap: int) -> bytes:
 
 def test_a_file_in_several_extents_is_whole() -> None:
     image = image_in_two_parts(gap=0)
-    assert content_at(image, find_extent(io.BytesIO(image), "big")) == bytes(4096) + b"\1" * 1000
+    assert content_at(image, Catalog(io.BytesIO(image)).extent("big")) == bytes(4096) + b"\1" * 1000
 
 
 def test_extents_with_a_gap_between_them_are_an_error() -> None:
     with pytest.raises(LazyfsError, match="big lies in several pieces"):
-        find_extent(io.BytesIO(image_in_two_parts(gap=1)), "big")
+        Catalog(io.BytesIO(image_in_two_parts(gap=1))).extent("big")

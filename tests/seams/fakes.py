@@ -76,9 +76,6 @@ class FakeSource:
     async def rest(self) -> None:
         self.resting = True
 
-    async def aclose(self) -> None:
-        pass
-
     async def _pieces(self, position: int, stop: int) -> AsyncIterator[bytes]:
         while position < stop:
             await trio.sleep(self.pause)

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -82,8 +82,15 @@ async def source_of(
         await client.aclose()
 
 
+def one(
+    source: HttpSource, offset: int, length: int
+) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
+    """The stream of a single range."""
+    return source.streams([(offset, length)])[0]
+
+
 async def read(source: HttpSource, offset: int = 0, length: int = 1000) -> bytes:
-    async with source.stream(offset, length) as pieces:
+    async with one(source, offset, length) as pieces:
         return b"".join([bytes(piece) async for piece in pieces])
 
 
@@ -194,7 +201,7 @@ async def test_requests_at_the_same_time_have_a_connection_each(site: Site) -> N
         for _ in range(3):
             async with AsyncExitStack() as stack:
                 open_ones = [
-                    await stack.enter_async_context(source.stream(n * 1000, 1000)) for n in range(3)
+                    await stack.enter_async_context(one(source, n * 1000, 1000)) for n in range(3)
                 ]
                 for number, pieces in enumerate(open_ones):
                     got = b"".join([bytes(piece) async for piece in pieces])
@@ -211,7 +218,7 @@ async def test_images_of_one_client_share_connections(site: Site) -> None:
 
 
 async def test_a_large_body_comes_in_pieces(site: Site) -> None:
-    async with source_of(site.url()) as source, source.stream(0, len(CONTENT)) as pieces:
+    async with source_of(site.url()) as source, one(source, 0, len(CONTENT)) as pieces:
         lengths = [len(piece) async for piece in pieces]
     assert sum(lengths) == len(CONTENT)
     assert len(lengths) > 1
@@ -272,7 +279,7 @@ async def test_a_body_that_breaks_off(site: Site, sent: int) -> None:
     got = b""
     async with source_of(site.url()) as source:
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1 broke off"):  # noqa: PT012
-            async with source.stream(0, 1000) as pieces:
+            async with one(source, 0, 1000) as pieces:
                 async for piece in pieces:
                     got += piece
         assert got == CONTENT[: sent if sent > 0 else 999]
@@ -346,7 +353,7 @@ async def test_more_bytes_than_announced_over_tls(
 
 async def test_a_body_that_nobody_reads_ends_the_connection(site: Site) -> None:
     async with source_of(site.url()) as source:
-        async with source.stream(0, len(CONTENT)) as pieces:
+        async with one(source, 0, len(CONTENT)) as pieces:
             await anext(aiter(pieces))
         await site.until_ended(1)
         await check(source)
@@ -359,7 +366,7 @@ async def test_a_reader_that_is_cancelled_ends_the_connection(site: Site) -> Non
     site.script = first_time(Reply(raw[:-10], wait=never))
     async with source_of(site.url()) as source:
         with trio.CancelScope() as scope:
-            async with source.stream(0, 1000) as pieces:
+            async with one(source, 0, 1000) as pieces:
                 async for _ in pieces:
                     scope.cancel()
         assert scope.cancelled_caught
