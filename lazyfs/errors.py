@@ -6,6 +6,7 @@ The tree::
     +-- UsageError                 the command line is wrong: exit code 2
     +-- MountError                 the mount point or FUSE cannot be used
     +-- ToolMissing                a program that this command needs is not installed
+    +-- ProgramFailed              a program of the system could not do what it was asked
     +-- LogError                   the log file cannot be written
     +-- ImageError                 the image's content is not what a command needs
     +-- CacheError                 the cache cannot be used
@@ -64,6 +65,10 @@ class MountError(LazyfsError):
 
 
 class ToolMissing(LazyfsError):
+    pass
+
+
+class ProgramFailed(LazyfsError):
     pass
 
 

@@ -9,8 +9,9 @@ import logging
 import os
 from pathlib import Path
 
-from lazyfs.errors import MountError
-from lazyfs.frontends.loop import loops_below, run
+from lazyfs import programs
+from lazyfs.errors import ProgramFailed
+from lazyfs.frontends.loop import loops_below
 from lazyfs.mounts import all_mounts
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ def clear_away() -> None:
         ours = mounted.kind == "fuse.lazyfs" and place.parent == RUNTIME
         if ours and not loops_below(place) and _is_dead(place):
             try:
-                run(["umount", "--lazy", "--", os.fspath(place)])
+                programs.run("umount", ["--lazy", "--", place])
                 place.rmdir()
-            except (MountError, OSError) as error:
+            except (ProgramFailed, OSError) as error:
                 log.warning("%s is left behind: %s", place, error)
 
 

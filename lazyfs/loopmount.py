@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from lazyfs import programs
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.frontends.loop import (
     attach,
@@ -21,7 +22,6 @@ from lazyfs.frontends.loop import (
     change_backing_file,
     detach,
     kinds_that_would_die,
-    run,
 )
 from lazyfs.leftovers import RUNTIME, answers, clear_away
 from lazyfs.mount import mount
@@ -71,7 +71,7 @@ def _attach_and_mount(file: Path, mountpoint: Path, loop: LoopOptions) -> None:
     try:
         kind = ["-t", loop.kind] if loop.kind else []
         options = ",".join(("ro", *loop.filesystem_options))
-        run(["mount", *kind, "-o", options, device, os.fspath(mountpoint)])
+        programs.run("mount", [*kind, "-o", options, device, mountpoint])
     finally:
         detach(device)  # which, once it is mounted, means: when it is unmounted
 

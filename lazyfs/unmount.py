@@ -6,8 +6,9 @@ Apart from ``mount.py``, so that it needs neither FUSE's library nor an event lo
 import os
 from pathlib import Path
 
-from lazyfs.errors import MountError
-from lazyfs.frontends.loop import backing_file, loops_below, run
+from lazyfs import programs
+from lazyfs.errors import MountError, ProgramFailed
+from lazyfs.frontends.loop import backing_file, loops_below
 from lazyfs.leftovers import clear_away
 from lazyfs.mounts import Mounted, all_mounts, mount_on
 
@@ -15,11 +16,11 @@ from lazyfs.mounts import Mounted, all_mounts, mount_on
 def unmount(mountpoint: Path) -> None:
     """Unmount what lazyfs mounted there; its daemon ends by itself.
 
-    Raises MountError or ToolMissing.
+    Raises MountError, ProgramFailed or ToolMissing.
     """
     mounted = mount_on(mountpoint)
     if mounted is not None and _is_loop_of_ours(mounted):
-        run(["umount", "--", str(mountpoint)])
+        programs.run("umount", ["--", mountpoint])
         clear_away()
     elif mounted is None or mounted.kind != "fuse.lazyfs":
         raise MountError(f"lazyfs is not mounted on {mountpoint}", "see: findmnt -t fuse.lazyfs")
@@ -29,8 +30,8 @@ def unmount(mountpoint: Path) -> None:
 
 def _unmount_fuse(mountpoint: Path) -> None:
     try:
-        run(["fusermount3", "-u", "--", str(mountpoint)])
-    except MountError as error:
+        programs.run("fusermount3", ["-u", "--", mountpoint])
+    except ProgramFailed as error:
         loops = loops_below(mountpoint)
         if loops:
             raise MountError(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.demo import programs
+from lazyfs import programs
 from lazyfs.iso.catalog import write_iso
 from lazyfs.options import KIB
 

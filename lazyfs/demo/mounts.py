@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lazyfs.demo import programs
+from lazyfs import programs
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.frontends.loop import loops_below
 from lazyfs.iso.catalog import Extent
+from lazyfs.mounts import mount_on
 
+_LIMIT = 60.0  # seconds that a program of the system may take
 _END_LIMIT = 20.0  # seconds that an unmounted daemon may take to save its cache
 _LOOK_EVERY = 0.1  # seconds
 _ATTEMPTS = 5  # to get a loop device that somebody else did not take first
@@ -61,12 +63,12 @@ def squashfs_mounted(image: Path, extent: Extent, mountpoint: Path) -> Iterator[
     """
     try:
         device = _attach(image, extent)
-        programs.run("mount", ["-t", "squashfs", "-o", "ro", device, mountpoint])
+        programs.run("mount", ["-t", "squashfs", "-o", "ro", device, mountpoint], _LIMIT)
         yield
     finally:
         _unmount("umount", [], mountpoint)
         for device in loops_below(image):
-            programs.run("losetup", ["--detach", device])
+            programs.run("losetup", ["--detach", device], _LIMIT)
 
 
 def can_loop_mount() -> bool:
@@ -78,9 +80,9 @@ def _attach(image: Path, extent: Extent) -> str:
     """Put a read-only loop device on a part of ``image``; returns the device."""
     part = ["--offset", str(extent.offset), "--sizelimit", str(extent.length)]
     for attempt in range(1, _ATTEMPTS + 1):
-        device = programs.run("losetup", ["--find"]).strip()
+        device = programs.run("losetup", ["--find"], _LIMIT).strip()
         try:
-            programs.run("losetup", ["--read-only", *part, device, image])
+            programs.run("losetup", ["--read-only", *part, device, image], _LIMIT)
         except LazyfsError:
             if attempt == _ATTEMPTS:
                 raise
@@ -107,18 +109,10 @@ def _unmount_until_ended(mountpoint: Path, life: int) -> None:
 
 def _unmount(program: str, options: list[str], mountpoint: Path) -> None:
     """Unmount what is mounted there, if anything is; when somebody is still in it, lazily."""
-    if not _is_mounted(mountpoint):
+    if mount_on(mountpoint) is None:
         return
     try:
-        programs.run(program, [*options, mountpoint])
+        programs.run(program, [*options, mountpoint], _LIMIT)
     except LazyfsError:
-        programs.run(program, [*options, "-z" if program == "fusermount3" else "-l", mountpoint])
-
-
-def _is_mounted(mountpoint: Path) -> bool:
-    """By proc(5) mountinfo, which asks no filesystem that may be dead."""
-    escaped = os.fspath(mountpoint)
-    for char in "\\ \t\n":
-        escaped = escaped.replace(char, f"\\{ord(char):03o}")
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return any(line.split(" ")[4] == escaped for line in lines)
+        lazily = "-z" if program == "fusermount3" else "-l"
+        programs.run(program, [*options, lazily, mountpoint], _LIMIT)

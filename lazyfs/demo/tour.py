@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lazyfs.demo import content, mounts, programs, server
+from lazyfs import programs
+from lazyfs.demo import content, mounts, server
 from lazyfs.demo.interrupts import interruptible_once
 from lazyfs.errors import InternalError, MountError
 from lazyfs.iso.catalog import Catalog

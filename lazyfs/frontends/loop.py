@@ -7,11 +7,9 @@ serves that file: callers use a thread or a process for it.
 import fcntl
 import os
 import struct
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
-from lazyfs.errors import MountError, ToolMissing
+from lazyfs import programs
 from lazyfs.mounts import all_mounts
 
 LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h; struct loop_info64 begins with the file's device
@@ -46,10 +44,10 @@ def attach(file: Path) -> str:
     """Set up a read-only loop device with direct I/O on ``file``; returns it. Blocks.
 
     Direct I/O keeps 8 to 12 requests in flight where the buffered way keeps 2, and does not hold
-    the data in memory twice. Raises MountError or ToolMissing.
+    the data in memory twice. Raises ProgramFailed or ToolMissing.
     """
     options = ["--read-only", "--direct-io=on", "--find", "--show"]
-    device = run(["losetup", *options, os.fspath(file)]).strip()
+    device = programs.run("losetup", [*options, file]).strip()
     Path(f"/sys/block/{Path(device).name}/queue/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
     return device
 
@@ -66,7 +64,7 @@ def kinds_that_would_die(device: str) -> set[str]:
 
 def detach(device: str) -> None:
     """Detach now; or, while it is in use, as soon as that ends (losetup(8), lazy destruction)."""
-    run(["losetup", "--detach", device])
+    programs.run("losetup", ["--detach", device])
 
 
 def stands_on(device: str, filesystem: str) -> bool:
@@ -98,17 +96,3 @@ def change_backing_file(device: str, file: Path) -> None:
             os.close(backing)
     finally:
         os.close(loop)
-
-
-def run(command: Sequence[str]) -> str:
-    """Run a program of the system; returns what it printed. Raises MountError or ToolMissing."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise ToolMissing(f"{command[0]} is not installed") from error
-    if done.returncode:
-        complaint = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise MountError(
-            complaint if complaint.startswith(command[0]) else f"{command[0]}: {complaint}"
-        )
-    return done.stdout

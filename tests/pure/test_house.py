@@ -13,7 +13,7 @@ import lazyfs
 ROOT = Path(lazyfs.__file__).parent
 
 # What every layer may use.
-COMMON = {"lazyfs", "device", "errors", "ranges", "options", "protocols", "mounts"}
+COMMON = {"lazyfs", "device", "errors", "ranges", "options", "protocols", "mounts", "programs"}
 
 # Part of the house: what it may import beside itself. A part is a package or a module of lazyfs.
 MAY_IMPORT = {
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "leftovers": COMMON | {"frontends"},
     "handover": COMMON | {"frontends", "stack"},
     "mounts": set(),
+    "programs": {"errors"},
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
     "mount": COMMON | {"stack", "frontends", "logs", "background", "control", "handover"},
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},

@@ -1,4 +1,4 @@
-"""The system's programs that the tour runs."""
+"""The system's programs that lazyfs runs: finding them, and telling what they complained of."""
 
 import os
 import shutil
@@ -6,9 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from lazyfs.errors import LazyfsError, ToolMissing
+from lazyfs.errors import ProgramFailed, ToolMissing
 
-_TIME_LIMIT = 60.0  # seconds; each of them is done in one
 _PACKAGES = {  # the Debian packages that hold them
     "fusermount3": "fuse3",
     "losetup": "mount",
@@ -30,10 +29,10 @@ def find(program: str) -> str:
     return found
 
 
-def run(program: str, arguments: Sequence[str | Path]) -> str:
-    """Run ``program`` to its end and return what it printed.
+def run(program: str, arguments: Sequence[str | Path], limit: float | None = None) -> str:
+    """Run ``program`` to its end, at most ``limit`` seconds, and return what it printed.
 
-    Raises LazyfsError with what it complained of; ToolMissing.
+    Raises ProgramFailed with what it complained of; ToolMissing.
     """
     try:
         done = subprocess.run(
@@ -41,11 +40,13 @@ def run(program: str, arguments: Sequence[str | Path]) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_TIME_LIMIT,
-            start_new_session=True,  # Ctrl-C is meant for the tour, which cleans up
+            timeout=limit,
+            start_new_session=True,  # Ctrl-C is meant for us, who clean up
         )
     except subprocess.TimeoutExpired as error:
-        raise LazyfsError(f"{program} did not end within {_TIME_LIMIT:g} seconds") from error
+        raise ProgramFailed(f"{program} did not end within {limit:g} seconds") from error
     if done.returncode:
-        raise LazyfsError(f"{program} failed: {' '.join(done.stderr.split())}")
+        complaint = " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
+        named = complaint.startswith(f"{program}:")
+        raise ProgramFailed(complaint if named else f"{program}: {complaint}")
     return done.stdout
