@@ -1,32 +1,17 @@
-"""Fixtures for the real thing, and the rule that CI runs all of it."""
+"""Fixtures for the real thing."""
 
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .images import Images, cache_directory
-from .mounts import IS_ROOT, Lab
+from .mounts import Lab
 from .servers import Nginx, Scripted
-
-
-def _must_run_all() -> bool:
-    """Whether a skipped test is a failed one: in CI, where everything that is needed is there."""
-    return os.environ.get("CI") == "true" and IS_ROOT and Path("/dev/fuse").exists()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and _must_run_all():
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        report.outcome = "failed"
-        report.longrepr = f"{report.nodeid} was skipped where it must run: {reason}"
-    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

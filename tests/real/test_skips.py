@@ -14,7 +14,7 @@ _TESTS = Path(__file__).parents[1]
 def test_a_skip(tmp_path: Path, ci: str, code: int) -> None:
     if not IS_ROOT:
         pytest.skip("the rule holds for root only")
-    (tmp_path / "conftest.py").write_text("from real.conftest import pytest_runtest_makereport\n")
+    (tmp_path / "conftest.py").write_text("from no_skips import pytest_runtest_makereport\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(
         "import pytest\ndef test_it():\n    pytest.skip('nothing to see here')\n"
