@@ -65,6 +65,7 @@ class Statistics:
     under_way: int = 0  # requests that have not ended yet
     failures: int = 0  # requests that did not end well
     damaged: int = 0  # cached blocks that failed their checksum and were dropped
+    evicted: int = 0  # blocks that went to keep to the cache's limit
     rate: float = 0.0  # bytes a second that the link brings; 0 until known
     round_trip: float = 0.0  # seconds; 0 until known
 

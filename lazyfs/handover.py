@@ -5,6 +5,7 @@ reads run at the speed of the local disk, and the daemon is no longer needed for
 """
 
 import logging
+import os
 from pathlib import Path
 
 import trio
@@ -43,4 +44,4 @@ def _hand_over(device: str, filesystem: str, copy: Path) -> None:
         log.info("%s stays: %s would not survive the change", device, *kinds)
         return
     change_backing_file(device, copy)
-    log.info("%s now stands on the complete copy %s", device, copy)
+    log.info("%s now stands on the complete copy %s", device, os.readlink(copy))

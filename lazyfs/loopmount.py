@@ -26,7 +26,7 @@ from lazyfs.frontends.loop import (
 from lazyfs.leftovers import RUNTIME, answers, clear_away
 from lazyfs.mount import mount
 from lazyfs.mounts import mount_on
-from lazyfs.options import MountOptions
+from lazyfs.options import MountOptions, OnChange
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ def loop_mount(
             await trio.to_thread.run_sync(_revive, dead, file)
 
     # What is revived must not find another version of the image under it.
-    cache = replace(options.cache, must_match=loop.repair)
-    return mount(replace(options, mountpoint=inner, cache=cache), report, use)
+    if loop.repair:
+        cache = replace(options.cache, on_change=OnChange.FAIL, must_exist=True)
+        options = replace(options, cache=cache)
+    return mount(replace(options, mountpoint=inner), report, use)
 
 
 def _attach_and_mount(file: Path, mountpoint: Path, loop: LoopOptions) -> None:

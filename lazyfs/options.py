@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from lazyfs.errors import UsageError
@@ -18,6 +19,7 @@ CACHE_ENDINGS = (".sums", ".json", ".lock")  # what stands beside a cache file t
 
 MIN_BLOCK_SIZE = 4 * KIB
 MAX_BLOCK_SIZE = MIB
+SMALLEST_CACHE = 16 * MIB
 
 
 def parse_size(text: str) -> int:
@@ -50,6 +52,14 @@ def parse_block_size(text: str) -> int:
     return size
 
 
+def parse_cache_size(text: str) -> int:
+    """Bytes, at least 16 MiB. Raises UsageError."""
+    size = parse_size(text)
+    if size < SMALLEST_CACHE:
+        raise UsageError(f"a cache of {text} is too small to be of use", "give at least 16M")
+    return size
+
+
 def is_block_size(size: int) -> bool:
     return MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE and not size & (size - 1)
 
@@ -66,16 +76,22 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True)
 class ReadAheadLimit:
-    """How far to read ahead: ``seconds`` of what the link brings, or ``size`` bytes."""
+    """How far to read ahead: ``seconds`` of what the link brings, or ``size`` bytes.
+
+    ``most``: bytes that it never passes, because they could not be kept.
+    """
 
     seconds: float = 4.0
     size: int | None = None
+    most: int | None = None
 
     def bytes_at(self, rate: float) -> int:
         """Bytes, at ``rate`` bytes a second (0: not known yet)."""
         if self.size is not None:
-            return self.size
-        return max(MIB, int(self.seconds * rate)) if rate else 8 * MIB
+            wanted = self.size
+        else:
+            wanted = max(MIB, int(self.seconds * rate)) if rate else 8 * MIB
+        return wanted if self.most is None else min(wanted, self.most)
 
 
 def parse_readahead(text: str) -> ReadAheadLimit:
@@ -111,19 +127,31 @@ class HttpOptions:
     insecure_redirects: bool = False
 
 
+class OnChange(Enum):
+    """What becomes of a cache when the image on the server is another version."""
+
+    REFETCH = "refetch"  # it is dropped
+    FAIL = "fail"  # it is kept, and not used
+
+
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where blocks are kept.
+    """Where blocks are kept, and how many.
 
     ``files``: a (bitmap, data) pair that the user named, instead of a place in ``directory``.
-    ``block_size``: bytes, or None for the cache's own or else the default.
+    ``block_size``: bytes, or None for the cache's own or else the default. ``limit``: bytes that
+    ``directory`` may take; ``min_free``: bytes that must stay free on its disk; None for no limit.
+    ``must_exist``: whether it is an error if nothing is cached.
     """
 
     directory: Path
     files: tuple[Path, Path] | None = None
     memory_only: bool = False
     block_size: int | None = None
-    must_match: bool = False  # whether a cache of another version is an error
+    limit: int | None = None
+    min_free: int | None = None
+    on_change: OnChange = OnChange.REFETCH
+    must_exist: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,18 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import trio
 
 from lazyfs.cache.blockcache import BlockCache
-from lazyfs.cache.store import (
-    CacheLock,
-    CachePaths,
-    MemoryStore,
-    Meta,
-    Store,
-    open_disk_store,
-)
+from lazyfs.cache.disk import open_disk_store
+from lazyfs.cache.memory import MemoryStore
+from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
+from lazyfs.cache.places import CacheLock, CachePaths, Meta
+from lazyfs.cache.room import Room
 from lazyfs.device import Device, Identity, Priority
 from lazyfs.errors import TransientError
 from lazyfs.options import CacheOptions, ImageOptions, MountOptions, ReadAheadLimit
@@ -32,7 +29,6 @@ from lazyfs.sources.http import HttpClient, HttpSource
 log = logging.getLogger(__name__)
 
 DEFAULT_BLOCK_SIZE = 32 << 10  # bytes; chosen by measurement, see docs/design.rst
-MEMORY_LIMIT = 16 << 20  # bytes of blocks that a mount without a cache holds for each image
 
 
 @dataclass(frozen=True)
@@ -75,61 +71,68 @@ async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
     async with contextlib.AsyncExitStack() as closing:
         client = HttpClient(options.http)
         closing.push_async_callback(client.aclose)
-        caches = []
+        caches, images = [], []
         for wanted in options.images:
-            cache = await _open_cache(wanted, options, client)
+            cache, copy = await _open_cache(wanted, options, client)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
-        images = (
-            _image(options, wanted, cache)
-            for wanted, cache in zip(options.images, caches, strict=True)
-        )
+            device = Prefetcher(cache, _readahead(options))
+            name = urls.shown(wanted.url)
+            images.append(Image(wanted.name, name, device, _mtime(cache.identity), copy))
         yield Stack(tuple(images), tuple(caches), options.fill)
 
 
-def _image(options: MountOptions, wanted: ImageOptions, cache: BlockCache) -> Image:
-    device = Prefetcher(cache, _readahead(options))
-    memory_only = options.cache.memory_only
-    copy = None if memory_only else _cache_paths(options.cache, wanted.url).data
-    return Image(wanted.name, urls.shown(wanted.url), device, _mtime(cache.identity), copy)
-
-
 def _readahead(options: MountOptions) -> ReadAheadLimit:
-    """The read-ahead that was asked for; a cache in memory must hold it beside what is in use."""
+    """The read-ahead that was asked for, as far as the cache holds it beside what is in use."""
     if options.cache.memory_only:
-        return ReadAheadLimit(size=min(options.readahead.bytes_at(0), MEMORY_LIMIT // 2))
+        return replace(options.readahead, most=MEMORY_LIMIT // 2)
+    if options.cache.limit is not None:
+        return replace(options.readahead, most=options.cache.limit // 4)
     return options.readahead
 
 
 async def _open_cache(
     wanted: ImageOptions, options: MountOptions, client: HttpClient
-) -> BlockCache:
+) -> tuple[BlockCache, Path | None]:
+    """The cache of an image, and the file that is a copy of it once all is there."""
     name = urls.shown(wanted.url)
     if options.cache.memory_only:
         source = HttpSource(client, wanted.url)
         identity = await source.open()
         block_size = options.cache.block_size or DEFAULT_BLOCK_SIZE
-        store: Store = MemoryStore(identity.size, block_size, MEMORY_LIMIT)
-        return BlockCache(name, source, store, options.timeout)
+        memory = MemoryStore(identity.size, block_size, MEMORY_LIMIT)
+        return BlockCache(name, source, memory, options.timeout), None
     paths = _cache_paths(options.cache, wanted.url)
     lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
     try:
         source = await _open_source(client, wanted.url, paths)
-        asked = options.cache.block_size
-        store = open_disk_store(
-            paths,
-            lock,
-            name,
-            source.identity,
-            asked or DEFAULT_BLOCK_SIZE,
-            must_match=options.cache.must_match,
-        )
-        if asked not in (None, store.block_size):
-            log.warning("%s: the cache keeps its block size of %d bytes", name, store.block_size)
+        store = _open_store(name, source.identity, options.cache, paths, lock)
     except BaseException:
         lock.close()
         raise
-    return BlockCache(name, source, store, options.timeout, options.rate)
+    return BlockCache(name, source, store, options.timeout, options.rate), store.copy
+
+
+def _open_store(
+    name: str, identity: Identity, options: CacheOptions, paths: CachePaths, lock: CacheLock
+) -> OverflowStore:
+    disk = open_disk_store(
+        paths,
+        lock,
+        name,
+        identity,
+        options.block_size or DEFAULT_BLOCK_SIZE,
+        on_change=options.on_change,
+        must_exist=options.must_exist,
+    )
+    try:
+        if options.block_size not in (None, disk.block_size):
+            log.warning("%s: the cache keeps its block size of %d bytes", name, disk.block_size)
+        room = Room(paths.data.parent, disk.allocated, options.limit, options.min_free)
+        return OverflowStore(name, disk, room)
+    except BaseException:
+        disk.close()
+        raise
 
 
 async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpSource:

@@ -6,7 +6,7 @@ under a ``bitarray``, so that runs are found at C speed (a terabyte in 64 KiB bl
 bits). Bits beyond the last block are always zero.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from mmap import mmap
 
 from bitarray import bitarray
@@ -68,6 +68,25 @@ class Bitmap:
             self._count -= 1
             self._dirty.add(block // _BLOCKS_PER_PAGE)
 
+    def touch(self, block: int) -> None:
+        """Count this block's page as unsaved."""
+        self._dirty.add(block // _BLOCKS_PER_PAGE)
+
+    def clear(self, blocks: Span) -> None:
+        """Take all blocks of the span out."""
+        found = self._bits.count(1, blocks.start, blocks.stop)
+        if found:
+            self._bits[blocks.start : blocks.stop] = 0
+            self._count -= found
+            first, last = blocks.start // _BLOCKS_PER_PAGE, (blocks.stop - 1) // _BLOCKS_PER_PAGE
+            self._dirty.update(range(first, last + 1))
+
+    def difference(self, other: "Bitmap", blocks: Span) -> Iterator[int]:
+        """Blocks of the span that are in this set and not in ``other``, in order."""
+        here = slice(blocks.start, blocks.stop)
+        only = self._bits[here] & ~other._bits[here]
+        return (blocks.start + found for found in only.search(1))
+
     def covers(self, blocks: Span) -> bool:
         """Whether every block of the span is in the set."""
         return self._bits.find(0, blocks.start, blocks.stop) < 0
@@ -81,6 +100,16 @@ class Bitmap:
         while block >= 0:
             yield block
             block = self._bits.find(0, block + 1, blocks.stop)
+
+
+def page_without(number: int, content: bytes, blocks: Iterable[int]) -> bytes:
+    """A saved page (its number and content) without these blocks, most of which lie elsewhere."""
+    first = number * _BLOCKS_PER_PAGE
+    page = bytearray(content)
+    for block in blocks:
+        if 0 <= block - first < _BLOCKS_PER_PAGE:
+            page[(block - first) // 8] &= ~(1 << (block - first) % 8)
+    return bytes(page)
 
 
 def padded_bytes(block_count: int) -> int:

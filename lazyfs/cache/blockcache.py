@@ -115,6 +115,9 @@ class BlockCache:
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         blocks = blocks_of(clamp(offset, length, self.identity.size), self._block_size)
+        limit = self._store.prefetch_limit
+        if limit is not None and priority is Priority.READAHEAD:
+            blocks = Span(blocks.start, min(blocks.stop, blocks.start + limit // self._block_size))
         if not self._plan.present.covers(blocks):
             self._filling = self._filling or priority is Priority.FILL
             self._hint(blocks, priority)
@@ -147,6 +150,7 @@ class BlockCache:
             under_way=counts.under_way,
             failures=counts.failures,
             damaged=counts.damaged,
+            evicted=counts.evicted,
             rate=self.link.rate,
             round_trip=self.link.round_trip,
         )
@@ -305,13 +309,7 @@ class BlockCache:
 
     def _keep(self, fetch: Fetch, content: memoryview) -> None:
         """Store the next blocks of ``fetch``. The store comes first: a set bit must be true."""
-        try:
-            self._store.put(fetch.next, content)
-        except OSError as error:
-            raise CacheError(
-                f"{self._name}: the cache cannot be written: {error.strerror}",
-                "make room, or mount with --no-cache",
-            ) from error
+        self._store.put(fetch.next, content)
         if self._last_failure is not None:
             self._recovered()
         blocks = Span(fetch.next, fetch.next - (-len(content) // self._block_size))
@@ -320,9 +318,28 @@ class BlockCache:
         for _ in range(blocks.length):
             for waiter in self._plan.arrived(fetch):
                 waiter.wake(None)
-        self._plan.lost(self._store.evict(self._plan.held))
-        if self._plan.complete:
+        if self._evict() and fetch.priority is Priority.FILL:
+            self._stop_filling()
+
+    def _evict(self) -> int:
+        """Let the store put its blocks in order; returns how many went to keep to its limit."""
+        gone = self._store.evict(self._plan.held)
+        self._plan.lost(gone)
+        self._counts.evicted += len(gone)
+        if self._all_here():
             self._arrived_all.set()
+        return len(gone)
+
+    def _all_here(self) -> bool:
+        """Whether all blocks are in their place, as far as is known without looking at them."""
+        return self._plan.complete and self._store.settled
+
+    def _stop_filling(self) -> None:
+        """What fill brings now takes the place of what is there: it would never come to its end."""
+        if self._filling:
+            log.warning("%s: the cache cannot hold all of it; the fill stops", self._name)
+        self._filling = False
+        self._plan.drop_hints(Priority.FILL)
 
     async def _watch_completion(self) -> None:
         """Find out when all blocks are here and right, those of earlier mounts too."""
@@ -333,7 +350,7 @@ class BlockCache:
             for first in range(0, self._plan.present.block_count, step):
                 self._ready(Span(first, min(first + step, self._plan.present.block_count)))
                 await trio.lowlevel.checkpoint()
-            if self._plan.complete:
+            if self._all_here():
                 log.info("%s is complete", self._name)
                 await self._source.rest()
                 self._complete.set()
@@ -357,6 +374,8 @@ class BlockCache:
     async def _sync_regularly(self) -> None:
         while True:
             await trio.sleep(SYNC_EVERY)
+            self._evict()
+            self._note_blocks()
             await self._sync()
 
     async def _sync(self) -> None:

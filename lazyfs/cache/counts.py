@@ -10,7 +10,7 @@ class Counts:
     def __init__(self, block_count: int) -> None:
         self.wanted = self.hits = self.misses = 0
         self.fetched = self.prefetched = 0
-        self.requests = self.under_way = self.failures = self.damaged = 0
+        self.requests = self.under_way = self.failures = self.damaged = self.evicted = 0
         self._unused = Bitmap(block_count)  # prefetched, and not read yet
 
     @property

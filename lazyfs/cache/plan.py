@@ -99,6 +99,10 @@ class Plan:
         if priority is Priority.READAHEAD and len(queue) > MAX_READAHEADS:
             queue.popleft()
 
+    def drop_hints(self, priority: Priority) -> None:
+        """Forget all that was hinted at this priority."""
+        self._queues[priority].clear()
+
     # What the source does
 
     def next_fetch(self, priorities: Iterable[Priority], most: int) -> Fetch | None:

@@ -18,11 +18,14 @@ from lazyfs.options import (
     ImageOptions,
     LogOptions,
     MountOptions,
+    OnChange,
     ReadAheadLimit,
     parse_block_size,
+    parse_cache_size,
     parse_duration,
     parse_rate,
     parse_readahead,
+    parse_size,
 )
 from lazyfs.sources import urls
 
@@ -49,6 +52,12 @@ def add_options(parser: Parser) -> None:
     add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
     add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
     add("--no-cache", action="store_true", help="keep little, in memory only")
+    add("--cache-size", metavar="SIZE", type=_as(parse_cache_size),
+        help="what all caches in DIR may take together (default: no limit)")  # fmt: skip
+    add("--min-free", metavar="SIZE", type=_as(parse_size),
+        help="leave so much of the cache's disk free (default: 0)")  # fmt: skip
+    add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
+        help="if another version of the image is cached (default: refetch)")  # fmt: skip
     add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 32K)")
     fetching = parser.add_argument_group("fetching")
     add = fetching.add_argument
@@ -141,8 +150,17 @@ def _cache(given: argparse.Namespace) -> CacheOptions:
         beside = {files[1].with_name(files[1].name + end) for end in ("", *CACHE_ENDINGS)}
         if files[0] in beside:
             raise UsageError(f"--bitmap cannot be {files[0]}, which --cache uses", "name another")
-    directory = _absolute(given.cache_dir) if given.cache_dir else _default_cache()
-    return CacheOptions(directory, files, given.no_cache, given.block_size)
+    if given.cache_size and (files or given.no_cache):
+        raise UsageError("--cache-size is for a cache directory", "give --cache-dir with it")
+    return CacheOptions(
+        directory=_absolute(given.cache_dir) if given.cache_dir else _default_cache(),
+        files=files,
+        memory_only=given.no_cache,
+        block_size=given.block_size,
+        limit=given.cache_size,
+        min_free=given.min_free or None,
+        on_change=OnChange(given.on_change),
+    )
 
 
 def _absolute(path: str) -> Path:

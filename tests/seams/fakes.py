@@ -5,10 +5,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from lazyfs.cache.blockcache import BlockCache
+from lazyfs.cache.disk import open_disk_store
+from lazyfs.cache.overflow import OverflowStore
+from lazyfs.cache.places import CacheLock, CachePaths
+from lazyfs.cache.room import Room
 from lazyfs.device import Identity, Lane, Priority, Statistics
 from lazyfs.sources.lanes import Lanes
 
@@ -16,6 +21,19 @@ from lazyfs.sources.lanes import Lanes
 def noise(size: int, seed: int = 0) -> bytes:
     """``size`` bytes of which no two blocks are alike."""
     return random.Random(seed).randbytes(size)
+
+
+def disk_store(
+    directory: Path,
+    identity: Identity,
+    block_size: int,
+    limit: int | None = None,
+    min_free: int | None = None,
+) -> OverflowStore:
+    """The store that a mount uses, with its files in ``directory``."""
+    paths = CachePaths.in_directory(directory)
+    disk = open_disk_store(paths, CacheLock(paths.lock), "img", identity, block_size)
+    return OverflowStore("img", disk, Room(directory, disk.allocated, limit, min_free))
 
 
 @dataclass

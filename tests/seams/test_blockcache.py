@@ -1,23 +1,21 @@
 """The block cache between a scripted source and a real store, in virtual time."""
 
 import contextlib
-import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
-from fakes import FakeSource, noise, running
+from fakes import FakeSource, disk_store, noise, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.cache.blockcache import LARGEST_FETCH, SMALLEST_FETCH, BlockCache
-from lazyfs.cache.store import CacheLock, CachePaths, DiskStore, MemoryStore, open_disk_store
+from lazyfs.cache.memory import MemoryStore
 from lazyfs.device import Priority, Statistics
 from lazyfs.errors import (
-    CacheError,
     InternalError,
     LazyfsError,
     NotFound,
@@ -47,11 +45,6 @@ def new_cache(
 def blocks(start: int, stop: int) -> tuple[int, int]:
     """Offset and length of these blocks."""
     return start * BLOCK, min(stop * BLOCK, SIZE) - start * BLOCK
-
-
-def disk(directory: Path, source: FakeSource) -> DiskStore:
-    paths = CachePaths.in_directory(directory)
-    return open_disk_store(paths, CacheLock(paths.lock), "img", source.identity, BLOCK)
 
 
 def spoil(path: Path, *numbers: int) -> None:
@@ -340,24 +333,6 @@ async def test_a_defect_becomes_an_internal_error_and_the_cache_goes_on(
         assert await cache.read(0, 10) == CONTENT[:10]
 
 
-async def test_a_full_disk_fails_the_read_and_not_the_cache(
-    autojump_clock: MockClock, expected_log: Announce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected_log("ERROR: .*No space left")
-    store = memory()
-
-    def full(block: int, content: bytes | memoryview) -> list[int]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    async with running(new_cache(FakeSource(CONTENT), store=store)) as cache:
-        with monkeypatch.context() as patch:
-            patch.setattr(store, "put", full)
-            with pytest.raises(CacheError, match="No space left") as caught:
-                await cache.read(0, 1)
-            assert caught.value.cure
-        assert await cache.read(0, 10) == CONTENT[:10]
-
-
 # Deadlines
 
 
@@ -494,11 +469,15 @@ async def test_damaged_blocks_are_fetched_again(
 ) -> None:
     expected_log("WARNING: img: 2 cached blocks from block 3 on were damaged")
     source = FakeSource(CONTENT)
-    async with running(BlockCache("img", source, disk(tmp_path, source), 60)) as cache:
+    async with running(
+        BlockCache("img", source, disk_store(tmp_path, source.identity, BLOCK), 60)
+    ) as cache:
         assert await cache.read(0, SIZE) == CONTENT
     spoil(tmp_path / "data", 3, 7)
     source.requests.clear()
-    async with running(BlockCache("img", source, disk(tmp_path, source), 60)) as cache:
+    async with running(
+        BlockCache("img", source, disk_store(tmp_path, source.identity, BLOCK), 60)
+    ) as cache:
         assert await cache.read(0, SIZE) == CONTENT
         assert cache.statistics().damaged == 2
     assert source.requests == [blocks(3, 4), blocks(7, 8)]
@@ -508,9 +487,13 @@ async def test_what_was_fetched_outlives_the_cache(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     source = FakeSource(CONTENT)
-    async with running(BlockCache("img", source, disk(tmp_path, source), 60)) as cache:
+    async with running(
+        BlockCache("img", source, disk_store(tmp_path, source.identity, BLOCK), 60)
+    ) as cache:
         await cache.read(*blocks(4, 9))
-    async with running(BlockCache("img", source, disk(tmp_path, source), 60)) as cache:
+    async with running(
+        BlockCache("img", source, disk_store(tmp_path, source.identity, BLOCK), 60)
+    ) as cache:
         assert await cache.read(*blocks(4, 9)) == CONTENT[4 * BLOCK : 9 * BLOCK]
     assert source.requests == [blocks(4, 9)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from fakes import FakeSource, noise, running
+from fakes import FakeSource, disk_store, noise, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.fill import CALM, SHORTEST
-from lazyfs.cache.store import CacheLock, CachePaths, DiskStore, MemoryStore, open_disk_store
+from lazyfs.cache.memory import MemoryStore
 from lazyfs.device import Priority
 from lazyfs.errors import Unreachable
 
@@ -35,11 +35,6 @@ def slow_source(lanes: int = 4) -> FakeSource:
 
 def new_cache(source: FakeSource, rate: float | None = None) -> BlockCache:
     return BlockCache("img", source, MemoryStore(SIZE, BLOCK, SIZE + BLOCK), 0, rate)
-
-
-def disk(directory: Path, source: FakeSource) -> DiskStore:
-    paths = CachePaths.in_directory(directory)
-    return open_disk_store(paths, CacheLock(paths.lock), "img", source.identity, BLOCK)
 
 
 def spoil(path: Path, blocks: list[int]) -> None:
@@ -134,10 +129,14 @@ async def test_what_an_earlier_mount_brought_is_not_fetched_again(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     first = slow_source()
-    async with running(BlockCache("img", first, disk(tmp_path, first), 0)) as cache:
+    async with running(
+        BlockCache("img", first, disk_store(tmp_path, first.identity, BLOCK), 0)
+    ) as cache:
         await cache.read(30 * BLOCK, 100 * BLOCK)
     second = slow_source()
-    async with filling(BlockCache("img", second, disk(tmp_path, second), 0)) as cache:
+    async with filling(
+        BlockCache("img", second, disk_store(tmp_path, second.identity, BLOCK), 0)
+    ) as cache:
         await cache.wait_complete()
         assert cache.statistics().fetched == SIZE - 100 * BLOCK
         assert await cache.read(0, SIZE) == CONTENT
@@ -147,10 +146,14 @@ async def test_a_complete_cache_is_complete_without_a_request(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     first = slow_source()
-    async with filling(BlockCache("img", first, disk(tmp_path, first), 0)) as cache:
+    async with filling(
+        BlockCache("img", first, disk_store(tmp_path, first.identity, BLOCK), 0)
+    ) as cache:
         await cache.wait_complete()
     second = slow_source()
-    async with running(BlockCache("img", second, disk(tmp_path, second), 0)) as cache:
+    async with running(
+        BlockCache("img", second, disk_store(tmp_path, second.identity, BLOCK), 0)
+    ) as cache:
         with trio.fail_after(10):
             await cache.wait_complete()
     assert second.requests == []
@@ -162,13 +165,17 @@ async def test_damaged_blocks_are_fetched_before_it_is_complete(
     autojump_clock: MockClock, tmp_path: Path, expected_log: Announce, damaged: list[int]
 ) -> None:
     first = slow_source()
-    async with filling(BlockCache("img", first, disk(tmp_path, first), 0)) as cache:
+    async with filling(
+        BlockCache("img", first, disk_store(tmp_path, first.identity, BLOCK), 0)
+    ) as cache:
         await cache.wait_complete()
     spoil(tmp_path / "data", damaged)
     expected_log("WARNING: .*damaged")
     second = slow_source()
     # Without --fill: an image once said to be whole is made whole again.
-    async with running(BlockCache("img", second, disk(tmp_path, second), 0)) as cache:
+    async with running(
+        BlockCache("img", second, disk_store(tmp_path, second.identity, BLOCK), 0)
+    ) as cache:
         with trio.fail_after(1000):
             await cache.wait_complete()
         assert cache.statistics().damaged == len(damaged)

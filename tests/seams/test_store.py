@@ -15,7 +15,9 @@ from fakes import noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazyfs.cache.store import CacheLock, CachePaths, DiskStore, MemoryStore, open_disk_store
+from lazyfs.cache.disk import DiskStore, open_disk_store
+from lazyfs.cache.memory import MemoryStore
+from lazyfs.cache.places import CacheLock, CachePaths
 from lazyfs.device import Identity
 from lazyfs.errors import CacheBusy, CacheError
 from lazyfs.ranges import Span, bytes_of

@@ -1,0 +1,91 @@
+"""A cache directory: the caches in it, what they take, and who uses them."""
+
+import contextlib
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyfs.cache.places import CacheLock, CachePaths, Meta, clear
+from lazyfs.errors import CacheError
+
+_SECTOR = 512  # bytes; the unit of st_blocks
+_KEY = re.compile(r".+-[0-9a-f]{16}")  # the name of a cache's directory, see ``urls.cache_key``
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image's cache.
+
+    ``allocated``: bytes on the disk, of all its files. ``used_at``: when it was last in use, POSIX
+    seconds. ``holder``: the process that uses it now, as its lock names it; None if nobody does.
+    """
+
+    paths: CachePaths
+    allocated: int
+    used_at: float
+    holder: str | None
+
+    @property
+    def directory(self) -> Path:
+        return self.paths.data.parent
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+def entries(directory: Path) -> list[Entry]:
+    """The caches in a directory, the one that was in use longest ago first.
+
+    What is not a cache is left out. Raises OSError.
+    """
+    found = [_entry(Path(item.path)) for item in os.scandir(directory) if _may_be_one(item)]
+    return sorted((entry for entry in found if entry is not None), key=lambda e: e.used_at)
+
+
+def meta_of(entry: Entry) -> Meta | None:
+    """What the cache says it holds; None if that cannot be understood. Raises CacheError."""
+    return Meta.load(entry.paths.meta)
+
+
+def remove(entry: Entry) -> None:
+    """Delete a cache that nobody uses. Raises CacheBusy or CacheError."""
+    lock = CacheLock(entry.paths.lock, patience=0)
+    try:
+        clear(entry.paths)
+        for name in ("meta.json.new", "claim"):
+            (entry.directory / name).unlink(missing_ok=True)
+        entry.paths.lock.unlink()
+        entry.directory.rmdir()
+    except OSError as error:
+        raise CacheError(f"{entry.directory} cannot be removed: {error.strerror}") from error
+    finally:
+        lock.close()
+
+
+def _may_be_one(item: os.DirEntry[str]) -> bool:
+    return bool(_KEY.fullmatch(item.name)) and item.is_dir(follow_symlinks=False)
+
+
+def _entry(directory: Path) -> Entry | None:
+    """None when it is being removed by somebody else."""
+    paths = CachePaths.in_directory(directory)
+    with contextlib.suppress(FileNotFoundError):
+        allocated = sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
+        return Entry(paths, allocated, paths.lock.stat().st_mtime, _holder(paths.lock))
+    return None
+
+
+def _holder(lock: Path) -> str | None:
+    """Who has a lock, as the lock says; None for nobody."""
+    fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+    else:
+        return None
+    finally:
+        os.close(fd)

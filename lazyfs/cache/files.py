@@ -1,0 +1,88 @@
+"""Sparse files: read and written exactly, at any place.
+
+The store's only way to the disk. ``File.open`` is the seam at which tests put a disk that loses,
+reorders and tears what was not synced.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lazyfs.ranges import Span
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+_SECTOR = 512  # bytes; the unit of st_blocks
+
+
+class File:
+    """One open sparse file of a fixed length. All errors are OSErrors."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        """Open it, or make it for its owner alone; cut or extended to ``length`` bytes."""
+        self.path = path
+        self.length = length
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            if os.fstat(self._fd).st_size != length:
+                os.ftruncate(self._fd, length)
+        except OSError:
+            self.close()
+            raise
+
+    def read(self, span: Span) -> bytes:
+        """Exactly these bytes."""
+        content = os.pread(self._fd, span.length, span.start)
+        while len(content) < span.length:
+            more = os.pread(self._fd, span.length - len(content), span.start + len(content))
+            if not more:
+                raise OSError(0, "the file has become shorter")
+            content += more
+        return content
+
+    def write(self, content: bytes | memoryview, offset: int) -> None:
+        """All of these bytes."""
+        written = os.pwrite(self._fd, content, offset)
+        while written < len(content):
+            written += os.pwrite(self._fd, memoryview(content)[written:], offset + written)
+
+    def extents(self) -> Iterator[Span]:
+        """The parts that are no holes (lseek(2), SEEK_DATA)."""
+        position = 0
+        while position < self.length:
+            try:
+                start = os.lseek(self._fd, position, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                return
+            position = os.lseek(self._fd, start, os.SEEK_HOLE)
+            yield Span(start, min(position, self.length))
+
+    def punch(self, span: Span) -> None:
+        """Give the space of these bytes back; they read as zeros (fallocate(2))."""
+        offset, length = ctypes.c_int64(span.start), ctypes.c_int64(span.length)
+        if _fallocate(self._fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(self.path))
+
+    def allocated(self) -> int:
+        """Bytes that it takes on the disk."""
+        return os.fstat(self._fd).st_blocks * _SECTOR
+
+    def sync(self) -> None:
+        """Make all that was written survive a power cut."""
+        os.fdatasync(self._fd)
+
+    @property
+    def link(self) -> Path:
+        """A path that leads this process to this very file, even if it was deleted (proc(5))."""
+        return Path(f"/proc/self/fd/{self._fd}")
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+Opener = Callable[[Path, int], File]  # path, length
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64

@@ -1,0 +1,177 @@
+"""The store that goes on: blocks on disk, and in memory what the disk does not take.
+
+A disk fills up, reaches its limit, or fails. None of that is a reason for a read to fail: blocks
+that cannot be written are kept in memory for as long as they are needed, which is said once, and
+the disk is tried again now and then. Within a limit, the blocks that were not used for longest make
+room for new ones, and these pass through memory for a moment only.
+
+What is in memory is never noted in the bitmap: it ends with the process.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from lazyfs.cache.bitmap import Bitmap, page_without
+from lazyfs.cache.clock import Clock
+from lazyfs.cache.disk import DiskStore
+from lazyfs.cache.memory import MemoryStore
+from lazyfs.cache.room import Room
+from lazyfs.cache.store import Pages
+from lazyfs.errors import CacheError
+from lazyfs.ranges import Span, blocks_of
+
+log = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 16 << 20  # bytes of blocks in memory
+TRY_AGAIN = 30.0  # seconds after which a disk that refused is tried again
+
+
+class OverflowStore:
+    """A disk store, bounded by ``room``, and memory behind it. A Store."""
+
+    def __init__(
+        self, name: str, disk: DiskStore, room: Room, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``name``: of the image, for messages. Takes ``disk`` over, and brings it below the limit.
+
+        Raises CacheError.
+        """
+        self.block_size = disk.block_size
+        self.present: Bitmap = disk.present
+        self._name = name
+        self._disk = disk
+        self._room = room
+        self._clock = clock
+        self._uses = Clock(disk.present)
+        self._memory = MemoryStore(disk.size, disk.block_size, MEMORY_LIMIT)
+        self._unreadable: set[int] = set()  # blocks whose place on the disk fails
+        self._refused = False
+        self._try_at = float("-inf")  # when a disk that refused is tried again
+        try:
+            room.measure()
+        except OSError as error:
+            raise CacheError(f"{name}: the cache cannot be used: {error.strerror}") from error
+        for block in self._make_room(()):
+            self.present.discard(block)
+
+    @property
+    def copy(self) -> Path:
+        """The file on disk: the image, once that is complete. It need not have a name any more."""
+        return self._disk.data.link
+
+    @property
+    def settled(self) -> bool:
+        return self._memory.empty
+
+    @property
+    def prefetch_limit(self) -> int | None:
+        return self._memory.prefetch_limit if self._refused else None
+
+    def verify(self, blocks: Span) -> list[int]:
+        if self._memory.empty:
+            return self._disk.verify(blocks)
+        on_disk = (b for b in range(blocks.start, blocks.stop) if b not in self._memory)
+        return [bad for block in on_disk for bad in self._disk.verify(Span(block, block + 1))]
+
+    def read(self, span: Span) -> bytes:
+        blocks = blocks_of(span, self.block_size)
+        if self._room.limited:
+            self._uses.used(blocks)
+        if self._memory.empty:
+            return self._read_disk(span, blocks)
+        pieces = []
+        for block in range(blocks.start, blocks.stop):
+            start = block * self.block_size
+            part = Span(max(span.start, start), min(span.stop, start + self.block_size))
+            if block in self._memory:
+                pieces.append(self._memory.read(part))
+            else:
+                pieces.append(self._read_disk(part, Span(block, block + 1)))
+        return b"".join(pieces)
+
+    def put(self, block: int, content: bytes | memoryview) -> None:
+        if not self._write(block, content):
+            self._memory.put(block, content)
+
+    def evict(self, held: Container[int]) -> list[int]:
+        gone = self._memory.evict(held) + self._make_room(held)
+        if not self._memory.empty:
+            self._move_to_disk()
+        return gone
+
+    def note(self, pages: Pages) -> None:
+        if not self._memory.empty:
+            pages = [(n, page_without(n, content, self._memory)) for n, content in pages]
+        self._disk.note(pages)
+
+    def sync(self) -> None:
+        self._disk.sync()
+
+    def close(self) -> None:
+        self._disk.close()
+
+    def _read_disk(self, span: Span, blocks: Span) -> bytes:
+        """Raises OSError; that place of the disk is not used again then."""
+        try:
+            return self._disk.read(span)
+        except OSError:
+            self._unreadable.update(range(blocks.start, blocks.stop))
+            raise
+
+    def _write(self, block: int, content: bytes | memoryview) -> bool:
+        """Put blocks on the disk, if it takes them."""
+        blocks = Span(block, block - (-len(content) // self.block_size))
+        readable = self._unreadable.isdisjoint(range(blocks.start, blocks.stop))
+        if not readable or self._clock() < self._try_at:
+            return False
+        try:
+            if not self._room.take(len(content)):
+                if not self._room.shortage:
+                    self._refuse("its disk has no more than --min-free left")
+                return False
+            self._disk.put(block, content)
+        except OSError as error:
+            self._refuse(error.strerror or str(error))
+            return False
+        if self._room.limited:
+            self._uses.used(blocks)
+        self._accepted()
+        return True
+
+    def _make_room(self, held: Container[int]) -> list[int]:
+        """Let blocks on the disk go for what the room is short of; returns them."""
+        if not self._room.shortage:
+            return []
+        count = -(-self._room.shortage // self.block_size)
+        gone = [b for b in self._uses.choose(count, held) if b not in self._memory]
+        if not gone:
+            self._refuse("--cache-size leaves it nothing")
+            return []
+        try:
+            self._disk.drop(gone)
+            self._room.measure()
+        except OSError as error:
+            self._refuse(error.strerror or str(error))
+        return gone
+
+    def _move_to_disk(self) -> None:
+        """Write down what had to stay in memory, as far as the disk takes it now."""
+        for block in list(self._memory):
+            if block not in self._unreadable:
+                if not self._write(block, self._memory.peek(block)):
+                    return
+                self._memory.drop(block)
+                self.present.touch(block)  # so that the bitmap on disk has it from now on
+
+    def _refuse(self, why: str) -> None:
+        self._try_at = self._clock() + TRY_AGAIN
+        if not self._refused:
+            log.warning("%s: the cache takes no more (%s); reading on without it", self._name, why)
+        self._refused = True
+
+    def _accepted(self) -> None:
+        if self._refused:
+            log.info("%s: the cache takes data again", self._name)
+        self._refused = False
