@@ -11,6 +11,7 @@ The tree::
     +-- ImageError                 the image's content is not what a command needs
     +-- CacheError                 the cache cannot be used
     |   +-- CacheBusy              another lazyfs writes it
+    |   +-- CacheUnknown           what is there cannot be understood
     +-- SourceError                the server, or the way to it
     |   +-- TransientError         the same request may succeed later
     |   |   +-- Unreachable        no connection, no answer, or an answer cut short
@@ -85,6 +86,10 @@ class CacheError(LazyfsError):
 
 
 class CacheBusy(CacheError):
+    pass
+
+
+class CacheUnknown(CacheError):
     pass
 
 

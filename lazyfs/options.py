@@ -12,8 +12,8 @@ MIB = 1024 * KIB
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)?", re.IGNORECASE | re.ASCII)
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", re.IGNORECASE | re.ASCII)
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 CACHE_ENDINGS = (".sums", ".json", ".lock")  # what stands beside a cache file that a user named
 
@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``"60"``, ``"1.5s"``, ``"200ms"``, ``"2m"``, ``"1h"``.
+    """Seconds from ``"60"``, ``"1.5s"``, ``"200ms"``, ``"2m"``, ``"1h"``, ``"30d"``.
 
     Raises UsageError.
     """

@@ -20,7 +20,7 @@ from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
 from lazyfs.cache.places import CacheLock, CachePaths, Meta
 from lazyfs.cache.room import Room
 from lazyfs.device import Device, Identity, Priority
-from lazyfs.errors import TransientError
+from lazyfs.errors import CacheUnknown, TransientError
 from lazyfs.options import CacheOptions, ImageOptions, MountOptions, ReadAheadLimit
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.sources import urls
@@ -141,11 +141,11 @@ async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpS
     try:
         identity = await source.open()
     except TransientError as error:
-        cached = Meta.load(paths.meta)
-        if cached is None or not cached.identity.pinned:
+        cached = _cached_identity(paths)
+        if cached is None or not cached.pinned:
             raise
         log.warning("%s; serving what is cached until the server is back", error.message)
-        return HttpSource(client, url, cached.identity)
+        return HttpSource(client, url, cached)
     if not identity.pinned:
         log.warning(
             "%s: the server sends neither ETag nor Last-Modified, so a change of the image may go "
@@ -153,6 +153,14 @@ async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpS
             urls.shown(url),
         )
     return source
+
+
+def _cached_identity(paths: CachePaths) -> Identity | None:
+    try:
+        meta = Meta.load(paths.meta)
+    except CacheUnknown:  # said when the cache is opened
+        return None
+    return meta.identity if meta else None
 
 
 def _cache_paths(cache: CacheOptions, url: str) -> CachePaths:

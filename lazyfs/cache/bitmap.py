@@ -81,11 +81,23 @@ class Bitmap:
             first, last = blocks.start // _BLOCKS_PER_PAGE, (blocks.stop - 1) // _BLOCKS_PER_PAGE
             self._dirty.update(range(first, last + 1))
 
-    def difference(self, other: "Bitmap", blocks: Span) -> Iterator[int]:
-        """Blocks of the span that are in this set and not in ``other``, in order."""
+    def within(self, blocks: Span) -> Iterator[int]:
+        """Blocks of the span that are in the set now, in order."""
+        return self.difference((), blocks)
+
+    def difference(self, others: "Iterable[Bitmap]", blocks: Span) -> Iterator[int]:
+        """Blocks of the span that are in this set and in none of the others now, in order."""
         here = slice(blocks.start, blocks.stop)
-        only = self._bits[here] & ~other._bits[here]
+        only = self._bits[here]
+        for other in others:
+            only &= ~other._bits[here]
         return (blocks.start + found for found in only.search(1))
+
+    def byte_count(self, block_size: int, size: int) -> int:
+        """How many bytes of an image of ``size`` bytes these blocks are."""
+        last = self.block_count - 1
+        short = (last + 1) * block_size - size if last >= 0 and last in self else 0
+        return self._count * block_size - short
 
     def covers(self, blocks: Span) -> bool:
         """Whether every block of the span is in the set."""

@@ -131,15 +131,10 @@ class BlockCache:
         await self._complete.wait()
 
     def statistics(self) -> Statistics:
-        present = self._plan.present
-        cached = present.count * self._block_size
-        last = present.block_count - 1
-        if last >= 0 and last in present:
-            cached -= (last + 1) * self._block_size - self.identity.size
         counts = self._counts
         return Statistics(
             size=self.identity.size,
-            cached=cached,
+            cached=self._plan.present.byte_count(self._block_size, self.identity.size),
             wanted=counts.wanted,
             hits=counts.hits,
             misses=counts.misses,

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.cache.places import CacheLock, CachePaths, Meta, clear
+from lazyfs.cache.places import CacheLock, CachePaths, clear
 from lazyfs.errors import CacheError
 
 _SECTOR = 512  # bytes; the unit of st_blocks
@@ -43,11 +43,6 @@ def entries(directory: Path) -> list[Entry]:
     """
     found = [_entry(Path(item.path)) for item in os.scandir(directory) if _may_be_one(item)]
     return sorted((entry for entry in found if entry is not None), key=lambda e: e.used_at)
-
-
-def meta_of(entry: Entry) -> Meta | None:
-    """What the cache says it holds; None if that cannot be understood. Raises CacheError."""
-    return Meta.load(entry.paths.meta)
 
 
 def remove(entry: Entry) -> None:

@@ -42,7 +42,7 @@ from lazyfs.cache.files import File, Opener
 from lazyfs.cache.places import SUM, CacheLock, CachePaths, Meta, check_foreign, clear
 from lazyfs.cache.store import Pages, cut
 from lazyfs.device import Identity
-from lazyfs.errors import CacheError, ImageChanged
+from lazyfs.errors import CacheError, CacheUnknown, ImageChanged
 from lazyfs.options import OnChange
 from lazyfs.ranges import Span, bytes_of
 
@@ -171,7 +171,11 @@ def open_disk_store(
     there of another version, or cannot be told from one, is dropped first, or is an error, as
     ``on_change`` says. Raises CacheError or ImageChanged.
     """
-    meta = Meta.load(paths.meta)
+    try:
+        meta = Meta.load(paths.meta)
+    except CacheUnknown as error:
+        log.warning("%s; the cache is started afresh", error)
+        meta = None
     if paths.foreign:
         check_foreign(paths, meta)
     if meta is None and must_exist:
@@ -220,6 +224,15 @@ def _load_bitmap(file: File, blocks: int) -> Bitmap:
     for extent in file.extents():
         for page in range(extent.start // PAGE, -(-extent.stop // PAGE)):
             bitmap.load(page, file.read(Span(page * PAGE, (page + 1) * PAGE)))
+    return bitmap
+
+
+def saved_bitmap(paths: CachePaths, meta: Meta) -> Bitmap:
+    """The blocks that a cache claims to hold, without touching it. Raises OSError."""
+    bitmap = Bitmap(-(-meta.identity.size // meta.block_size))
+    with paths.bitmap.open("rb") as file:
+        for page in range(padded_bytes(bitmap.block_count) // PAGE):
+            bitmap.load(page, file.read(PAGE).ljust(PAGE, b"\0"))
     return bitmap
 
 

@@ -78,7 +78,7 @@ class OverflowStore:
     def read(self, span: Span) -> bytes:
         blocks = blocks_of(span, self.block_size)
         if self._room.limited:
-            self._uses.used(blocks)
+            self._uses.read(blocks)
         if self._memory.empty:
             return self._read_disk(span, blocks)
         pieces = []
@@ -136,7 +136,7 @@ class OverflowStore:
             self._refuse(error.strerror or str(error))
             return False
         if self._room.limited:
-            self._uses.used(blocks)
+            self._uses.came(blocks)
         self._accepted()
         return True
 

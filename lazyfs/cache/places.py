@@ -18,7 +18,7 @@ from typing import Any
 
 from lazyfs.cache.bitmap import padded_bytes
 from lazyfs.device import Identity
-from lazyfs.errors import CacheBusy, CacheError
+from lazyfs.errors import CacheBusy, CacheError, CacheUnknown
 from lazyfs.options import CACHE_ENDINGS, is_block_size
 
 log = logging.getLogger(__name__)
@@ -149,17 +149,16 @@ class Meta:
 
     @classmethod
     def load(cls, path: Path) -> "Meta | None":
-        """None when there is none, or none that can be understood.
+        """None when there is none.
 
-        Raises CacheError when it cannot be read: a disk that fails for a moment must not cost the
-        cache.
+        Raises CacheUnknown when it cannot be understood; CacheError when it cannot be read: a disk
+        that fails for a moment must not cost the cache.
         """
         try:
             with path.open(encoding="utf-8") as file:
                 content = json.loads(file.read(_LONGEST_META))
             if content["format"] != FORMAT:
-                log.warning("%s is of another format; the cache is started afresh", path)
-                return None
+                raise CacheUnknown(f"{path} is of another format")
             return cls._checked(content)
         except FileNotFoundError:
             return None
@@ -169,8 +168,7 @@ class Meta:
                 "name another place with --cache-dir, or use --no-cache",
             ) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            log.warning("%s cannot be used (%s); the cache is started afresh", path, error)
-            return None
+            raise CacheUnknown(f"{path} cannot be understood ({error})") from error
 
     @classmethod
     def _checked(cls, content: Any) -> "Meta":

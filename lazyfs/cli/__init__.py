@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from lazyfs.errors import LazyfsError, UsageError
 
 COMMANDS = {
+    "cache": "look at what is cached, verify it, clean up",
     "demo": "a tour with no network at all",
     "loop": "mount the filesystem that is in an image",
     "umount": "unmount what lazyfs mounted",

@@ -52,28 +52,44 @@ def add_options(parser: Parser) -> None:
     add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
     add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
     add("--no-cache", action="store_true", help="keep little, in memory only")
-    add("--cache-size", metavar="SIZE", type=_as(parse_cache_size),
+    add("--cache-size", metavar="SIZE", type=as_type(parse_cache_size),
         help="what all caches in DIR may take together (default: no limit)")  # fmt: skip
-    add("--min-free", metavar="SIZE", type=_as(parse_size),
+    add("--min-free", metavar="SIZE", type=as_type(parse_size),
         help="leave so much of the cache's disk free (default: 0)")  # fmt: skip
     add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
         help="if another version of the image is cached (default: refetch)")  # fmt: skip
-    add("--block-size", metavar="SIZE", type=_as(parse_block_size), help="4K to 1M (default: 32K)")
+    add(
+        "--block-size",
+        metavar="SIZE",
+        type=as_type(parse_block_size),
+        help="4K to 1M (default: 32K)",
+    )
     fetching = parser.add_argument_group("fetching")
     add = fetching.add_argument
-    add("--readahead", metavar="AMOUNT", type=_as(parse_readahead), default=ReadAheadLimit(),
+    add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
         help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
     add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
-    add("--rate", metavar="RATE", type=_as(parse_rate), help="at most so fast: 10M/s (with --fill)")
+    add(
+        "--rate",
+        metavar="RATE",
+        type=as_type(parse_rate),
+        help="at most so fast: 10M/s (with --fill)",
+    )
     server = parser.add_argument_group("server")
     add = server.add_argument
-    add("--connections", metavar="N", type=_as(_connections), default=4, help="a host (default: 4)")
-    add("--timeout", metavar="SECONDS", type=_as(parse_duration), default=60.0,
+    add(
+        "--connections",
+        metavar="N",
+        type=as_type(_connections),
+        default=4,
+        help="a host (default: 4)",
+    )
+    add("--timeout", metavar="SECONDS", type=as_type(parse_duration), default=60.0,
         help="until a read fails; 0 for never (default: 60)")  # fmt: skip
-    add("--header", metavar="'K: V'", action="append", default=[], type=_as(_header),
+    add("--header", metavar="'K: V'", action="append", default=[], type=as_type(_header),
         help="send this header field too (may be repeated)")  # fmt: skip
     add("--netrc", action="store_true", help="take logins from ~/.netrc")
-    add("--user-agent", default=USER_AGENT, type=_as(_field_value), help=argparse.SUPPRESS)
+    add("--user-agent", default=USER_AGENT, type=as_type(_field_value), help=argparse.SUPPRESS)
     add("--proxy", metavar="URL", help="(default: http_proxy, https_proxy, no_proxy)")
     add("--cacert", metavar="FILE", type=_absolute, help="trust the certificates in FILE")
     add("--insecure", action="store_true", help="trust any certificate")
@@ -153,7 +169,7 @@ def _cache(given: argparse.Namespace) -> CacheOptions:
     if given.cache_size and (files or given.no_cache):
         raise UsageError("--cache-size is for a cache directory", "give --cache-dir with it")
     return CacheOptions(
-        directory=_absolute(given.cache_dir) if given.cache_dir else _default_cache(),
+        directory=cache_directory(given.cache_dir),
         files=files,
         memory_only=given.no_cache,
         block_size=given.block_size,
@@ -168,7 +184,10 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _default_cache() -> Path:
+def cache_directory(named: str | None) -> Path:
+    """Where caches are: the directory that was named, or the user's own."""
+    if named:
+        return _absolute(named)
     import platformdirs
 
     return platformdirs.user_cache_path("lazyfs")
@@ -215,7 +234,7 @@ def _field_value(text: str) -> str:
     return value
 
 
-def _as(parse_text: Callable[[str], T]) -> Callable[[str], T]:
+def as_type(parse_text: Callable[[str], T]) -> Callable[[str], T]:
     """``parse_text`` as an argparse type: it would hide the message of any error but its own."""
 
     def convert(text: str) -> T:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes
+from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes, page_without
 from lazyfs.ranges import Span
 
 BLOCKS_PER_PAGE = 32768
@@ -139,3 +139,42 @@ def test_pages_that_could_not_be_saved_come_again_as_they_are_then() -> None:
     bitmap.add(1)
     bitmap.mark_dirty(pages)
     assert bitmap.take_dirty() == [(0, b"\x03" + bytes(4095))]
+
+
+@given(
+    st.sets(st.integers(0, 99_999)),
+    st.sets(st.integers(0, 99_999)),
+    st.integers(0, 99_999),
+    st.integers(0, 100_000),
+)
+def test_difference_and_clear(ours: set[int], theirs: set[int], start: int, length: int) -> None:
+    one, other = Bitmap(100_000), Bitmap(100_000)
+    for block in ours:
+        one.add(block)
+    for block in theirs:
+        other.add(block)
+    one.take_dirty()
+    span = Span(start, min(start + length, 100_000))
+    inside = {block for block in ours if span.start <= block < span.stop}
+    assert list(one.difference((other,), span)) == sorted(inside - theirs)
+    one.clear(span)
+    assert list(one.within(Span(0, 100_000))) == sorted(ours - inside)
+    assert one.count == len(ours - inside)
+    changed = {block // 32768 for block in inside}
+    assert changed <= {number for number, _ in one.take_dirty()}
+
+
+@given(st.sets(st.integers(0, 99_999), max_size=50), st.sets(st.integers(0, 99_999), max_size=50))
+def test_a_page_is_saved_without_some_blocks(present: set[int], elsewhere: set[int]) -> None:
+    bitmap, saved = Bitmap(100_000), Bitmap(100_000)
+    for block in present:
+        bitmap.add(block)
+    for number, content in bitmap.take_dirty():
+        saved.load(number, page_without(number, content, elsewhere))
+    assert list(saved.within(Span(0, 100_000))) == sorted(present - elsewhere)
+
+
+def test_a_touched_block_is_saved_again() -> None:
+    bitmap = Bitmap(100_000)
+    bitmap.touch(40_000)
+    assert [number for number, _ in bitmap.take_dirty()] == [1]

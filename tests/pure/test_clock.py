@@ -21,7 +21,7 @@ def bitmap(*blocks: int) -> Bitmap:
 
 def use(a_clock: Clock, *blocks: int) -> None:
     for block in blocks:
-        a_clock.used(Span(block, block + 1))
+        a_clock.read(Span(block, block + 1))
 
 
 def test_what_was_not_used_goes_first() -> None:
@@ -45,6 +45,23 @@ def test_a_use_spares_a_block_once() -> None:
     present.discard(first)
     use(a_clock, 2)
     assert a_clock.choose(1, ()) == [3]
+
+
+def test_the_read_that_a_block_came_in_for_does_not_count() -> None:
+    present = bitmap(1, 2, 3)
+    a_clock = Clock(present)
+    a_clock.came(Span(1, 4))
+    use(a_clock, 1, 1, 2, 3)
+    assert a_clock.choose(1, ()) == [2]
+
+
+def test_what_came_in_and_was_not_read_yet_is_spared_once() -> None:
+    present = bitmap(1, 2)
+    a_clock = Clock(present)
+    a_clock.came(Span(1, 2))
+    assert a_clock.choose(1, ()) == [2]
+    present.discard(2)
+    assert a_clock.choose(1, ()) == [1]
 
 
 def test_held_blocks_stay() -> None:
