@@ -40,6 +40,7 @@ def mount(
     check_mountpoint(options)
 
     def work(ready: Callable[[], None]) -> int:
+        _keep_memory_to_ourselves()
         # Until then the user looks on, and is told what he would want to know.
         level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
         logs.use(logs.terminal(options.log), level)
@@ -54,6 +55,12 @@ def mount(
         return 0
 
     return work(lambda: None) if options.foreground else run_in_background(work)
+
+
+def _keep_memory_to_ourselves() -> None:
+    """No memory in core dumps: logins are in it (core(5))."""
+    with contextlib.suppress(OSError):  # a kernel that writes no core dumps has no such file
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def check_mountpoint(options: MountOptions) -> None:

@@ -25,7 +25,9 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``lazyfs cache``; returns the exit code: 1 if ``verify`` found damage."""
-    given = _parser().parse_args(arguments or ["list"])
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["list", *arguments]
+    given = _parser().parse_args(arguments)
     found = caches.all_caches(cache_directory(given.cache_dir))
     command: Callable[[argparse.Namespace, list[Cache]], int] = given.command
     return command(given, found)

@@ -1,5 +1,6 @@
 """What the documents say is so: commands run as they are written, and options exist."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -16,8 +17,7 @@ from docutils import nodes
 from docutils.core import publish_doctree, publish_string
 from docutils.writers import html5_polyglot
 
-from lazyfs.cli import COMMANDS, loop, mount
-from lazyfs.cli.parser import Parser
+from lazyfs.cli import COMMANDS, cache, loop, mount
 from lazyfs.frontends.loop import loops_below
 
 from .mounts import (
@@ -210,23 +210,26 @@ def literals(path: Path) -> list[str]:
     return inline + [line.strip() for block in plain for line in block.astext().splitlines()]
 
 
-def options_of(parser: Parser) -> set[str]:
-    return {name for action in parser._actions for name in action.option_strings}
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Its options, and those of its subcommands."""
+    names = {name for action in parser._actions for name in action.option_strings}
+    commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return names.union(*(options_of(sub) for a in commands for sub in a.choices.values()))
 
 
-MOUNT, LOOP = options_of(mount._parser()), options_of(loop._parser())
+MOUNT, LOOP, CACHE = (options_of(command._parser()) for command in (mount, loop, cache))
 
 
 def misused(words: list[str]) -> set[str]:
     """The options on a command line of lazyfs that its command does not have."""
-    known = LOOP if words[1] == "loop" else MOUNT
+    known = {"loop": LOOP, "cache": CACHE}.get(words[1], MOUNT)
     return {word.partition("=")[0] for word in words[1:] if word.startswith("-")} - known
 
 
 def test_options_of_the_readme_exist() -> None:
     named = {word.split()[0] for word in literals(README) if word.startswith("--")}
     assert {"--header", "--netrc", "--proxy", "--cacert", "--timeout"} <= named
-    assert named <= MOUNT | LOOP
+    assert named <= MOUNT | LOOP | CACHE
 
 
 def test_commands_of_the_readme_exist() -> None:

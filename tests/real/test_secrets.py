@@ -74,6 +74,12 @@ def test_errors_hide_them_too(lab: Lab, scripted: Scripted) -> None:
         assert secret not in done.stderr
 
 
+def test_a_core_dump_would_hold_no_memory(lab: Lab, scripted: Scripted) -> None:
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        dumped = Path(f"/proc/{mounted.pid}/coredump_filter").read_text()
+        assert int(dumped, 16) == 0
+
+
 def test_only_the_owner_may_read_the_cache(lab: Lab, scripted: Scripted) -> None:
     with lab.mounted(scripted.url("image.raw")) as mounted:
         read(mounted.image, 0, 10)
