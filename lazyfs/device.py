@@ -16,7 +16,8 @@ class Priority(IntEnum):
 
     DEMAND = 0  # somebody waits for it
     READAHEAD = 1  # a reader is expected there soon
-    FILL = 2  # nobody is expected there; it completes the image
+    PRELOAD = 2  # somebody said that it will be wanted
+    FILL = 3  # nobody is expected there; it completes the image
 
 
 @dataclass(frozen=True)

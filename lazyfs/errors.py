@@ -9,6 +9,7 @@ The tree::
     +-- ProgramFailed              a program of the system could not do what it was asked
     +-- LogError                   the log file cannot be written
     +-- ImageError                 the image's content is not what a command needs
+    +-- ProfileError               a profile cannot be used
     +-- CacheError                 the cache cannot be used
     |   +-- CacheBusy              another lazyfs writes it
     |   +-- CacheUnknown           what is there cannot be understood
@@ -78,6 +79,10 @@ class LogError(LazyfsError):
 
 
 class ImageError(LazyfsError):
+    pass
+
+
+class ProfileError(LazyfsError):
     pass
 
 

@@ -1,9 +1,10 @@
 """The block cache: a trio shell around the plan. A Device.
 
 A read that finds its blocks present is served inline: a thread hop costs 150 to 280 microseconds,
-``os.pread`` about 30. Any other read becomes a waiter in the plan; three dispatchers (demand,
-read-ahead, fill) take lanes of the source and start the fetches that the plan names. Blocks are
-stored as they come in, and their waiters woken, while the rest of the range is still under way.
+``os.pread`` about 30. Any other read becomes a waiter in the plan; four dispatchers (demand,
+read-ahead, preload, fill) take lanes of the source and start the fetches that the plan names.
+Blocks are stored as they come in, and their waiters woken, while the rest of the range is still
+under way.
 
 Failures: a transient one is retried, with growing delays, for as long as somebody waits; any other
 goes to those who wait. Each read ends by its deadline.
@@ -33,12 +34,14 @@ LARGEST_FETCH = 8 << 20
 LONGEST_WAIT = 300.0  # seconds that a server's Retry-After may hold requests back
 SHORT = 128 << 10  # bytes: a request that is mostly round trip
 MOST_TOGETHER = 4  # short requests that are sent at once on one lane
+PRELOADS_TOGETHER = 16
 VERIFY_STEP = 1 << 20  # bytes compared with their checksums between two looks at the event loop
 
 Stream = AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]
 
 _DEMAND = (Priority.DEMAND,)
 _READAHEAD = (Priority.READAHEAD,)
+_PRELOAD = (Priority.PRELOAD,)
 _FILL = (Priority.FILL,)
 
 
@@ -64,10 +67,10 @@ class BlockCache:
         self._timeout = timeout
         self._block_size = store.block_size
         self._plan = Plan(store.present)
-        kinds: tuple[tuple[Priority, ...], ...] = (_DEMAND, _READAHEAD, _FILL)
+        kinds: tuple[tuple[Priority, ...], ...] = (_DEMAND, _READAHEAD, _PRELOAD, _FILL)
         self._work = {kind: trio.Event() for kind in kinds}
         self._asked = trio.Event()  # set when a request is sent that a reader waits for
-        self._reading_ahead = 0  # requests under way for read-ahead
+        self._reading_ahead = 0  # requests under way for read-ahead and preload
         self._filling = False  # whether the whole image is wanted
         self._arrived_all = trio.Event()
         if self._plan.complete:
@@ -166,6 +169,7 @@ class BlockCache:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dispatch, _DEMAND, nursery)
             nursery.start_soon(self._dispatch, _READAHEAD, nursery)
+            nursery.start_soon(self._dispatch, _PRELOAD, nursery)
             nursery.start_soon(self._dispatch_fill, nursery)
             nursery.start_soon(self._watch_completion)
             nursery.start_soon(self._sync_regularly)
@@ -223,18 +227,25 @@ class BlockCache:
         await trio.sleep_until(self._resume_at)
 
     def _take_some(self, priorities: tuple[Priority, ...], lane: Lane) -> list[Fetch]:
-        """What to fetch on this lane: more than one request if readers would wait for a lane.
+        """What to fetch on this lane: several short requests, which then cost one round trip.
 
-        Short requests that are sent together cost one round trip.
+        Of demand only if others would wait for a lane. Preloads are many and scattered: as many as
+        use the link while one round trip lasts.
         """
-        fetch = self._take(priorities, self._full_length())
-        fetches = []
+        full = self._full_length()
+        fetch = self._take(priorities, full)
+        fetches: list[Fetch] = []
+        asked = 0
         while fetch is not None:
             fetches.append(fetch)
-            short = fetch.blocks.length * self._block_size <= SHORT
-            if priorities is not _DEMAND or not (short and lane.last):
-                break
-            fetch = self._take(priorities, SHORT) if len(fetches) < MOST_TOGETHER else None
+            length = fetch.blocks.length * self._block_size
+            asked += length
+            fetch = None
+            if priorities is _DEMAND:
+                if length <= SHORT and lane.last and len(fetches) < MOST_TOGETHER:
+                    fetch = self._take(priorities, SHORT)
+            elif priorities is _PRELOAD and asked < full and len(fetches) < PRELOADS_TOGETHER:
+                fetch = self._take(priorities, full - asked)
         return fetches
 
     def _take(self, priorities: tuple[Priority, ...], length: int) -> Fetch | None:
@@ -253,7 +264,7 @@ class BlockCache:
         streams = self._source.streams([(span.start, span.length) for span in spans])
         self._counts.requests += len(fetches)
         self._counts.under_way += len(fetches)
-        ahead = sum(fetch.priority is Priority.READAHEAD for fetch in fetches)
+        ahead = sum(fetch.priority in (Priority.READAHEAD, Priority.PRELOAD) for fetch in fetches)
         self._reading_ahead += ahead
         good = True
         try:

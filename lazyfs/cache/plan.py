@@ -19,11 +19,13 @@ needs is worked out when its turn comes, so an entry may be stale but never wron
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.device import Priority
 from lazyfs.ranges import Span
 
+PRELOADS_JOINED = 16  # of them become one request, if they adjoin in their order
 MAX_READAHEADS = 32  # queued ranges; the oldest go: their readers have gone elsewhere
 
 
@@ -88,9 +90,13 @@ class Plan:
         """These blocks will be wanted. Nobody is woken.
 
         What adjoins earlier hints is joined with them. The hint that was given or continued last
-        is served first: a reader that goes on is worth more than one that may have gone.
+        is served first: a reader that goes on is worth more than one that may have gone. Preloads
+        come in the order in which they will be used, and stay in it.
         """
         queue = self._queues[priority]
+        if priority is Priority.PRELOAD:
+            queue.append(blocks)
+            return
         for earlier in list(queue):
             if earlier.start <= blocks.stop and blocks.start <= earlier.stop:
                 queue.remove(earlier)
@@ -186,7 +192,7 @@ class Plan:
     def _head(self, priority: Priority) -> Span | None:
         """The range whose turn it is, cut so that it begins with a needed block; stale ones go.
 
-        Demand is first come, first served; of hints, the last comes first.
+        Demand and preloads are first come, first served; of other hints, the last comes first.
         """
         queue, end = self._queues[priority], _end(priority)
         while queue:
@@ -219,8 +225,17 @@ class Plan:
         return Span(start, stop)
 
     def _reach(self, head: Span, priority: Priority) -> int:
-        """Where the union of ``head`` and the queued ranges that adjoin it ends."""
+        """Where the union of ``head`` and the queued ranges that adjoin it ends.
+
+        Of preloads, which may be very many, only the next few are looked at.
+        """
         reach = head.stop
+        if priority is Priority.PRELOAD:
+            for other in islice(self._queues[priority], 1, PRELOADS_JOINED):
+                if not other.start <= reach < other.stop:
+                    break
+                reach = other.stop
+            return reach
         for other in sorted(self._queues[priority]):
             if other.start <= reach < other.stop:
                 reach = other.stop
@@ -229,4 +244,4 @@ class Plan:
 
 def _end(priority: Priority) -> int:
     """Which end of a queue is served: the oldest, or the newest."""
-    return 0 if priority is Priority.DEMAND else -1
+    return 0 if priority in (Priority.DEMAND, Priority.PRELOAD) else -1

@@ -71,6 +71,8 @@ PURE = (
     "sources/link.py",
     "sources/urls.py",
     "prefetch/readahead.py",
+    "prefetch/profile.py",
+    "formats/squashfs.py",
 )
 IMPURE_MODULES = {"trio", "httpx", "pyfuse3", "os", "time", "socket", "random", "logging"}
 

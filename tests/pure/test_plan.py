@@ -191,7 +191,7 @@ class PlanAgainstSets(RuleBasedStateMachine):
             assert blocks <= due[Priority.DEMAND]
         else:
             assert blocks <= self.hinted[fetch.priority]
-        if len(blocks) < most:
+        if len(blocks) < most and fetch.priority is not Priority.PRELOAD:
             assert fetch.blocks.stop not in due[fetch.priority], "a neighbour was left out"
         for owed in self.owed.values():
             owed -= blocks
@@ -336,3 +336,13 @@ def test_evicted_while_another_block_is_awaited() -> None:
     assert fetch is not None
     assert plan.arrived(fetch) == [waiter]
     assert plan.quiet
+
+
+def test_preloads_keep_their_order_and_join_where_they_adjoin_in_it() -> None:
+    plan = Plan(Bitmap(BLOCKS))
+    for span in (Span(8, 9), Span(3, 5), Span(5, 6), Span(1, 2), Span(0, 1)):
+        plan.hint(span, Priority.PRELOAD)
+    taken = []
+    while (fetch := plan.next_fetch([Priority.PRELOAD], 100)) is not None:
+        taken.append(fetch.blocks)
+    assert taken == [Span(8, 9), Span(3, 6), Span(1, 2), Span(0, 1)]

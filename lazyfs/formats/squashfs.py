@@ -1,0 +1,30 @@
+"""Where a squashfs keeps its metadata. Pure.
+
+A squashfs (version 4, Documentation/filesystems/squashfs.rst of the kernel) begins with a
+superblock of 96 bytes; file data follow; behind them, up to ``bytes_used``, lie the tables: inodes,
+directories, fragments, export, ids, xattrs. ``find`` reads nothing else, a little here and a little
+there, so over a network it pays to have them at once.
+"""
+
+import struct
+
+from lazyfs.errors import ImageError
+from lazyfs.ranges import Span
+
+SUPERBLOCK = 96  # bytes
+_MAGIC = 0x73717368
+_FIELDS = struct.Struct("<5I6H8Q")
+
+
+def tables(superblock: bytes, length: int) -> Span:
+    """The tables of a squashfs of ``length`` bytes: bytes from its start. Raises ImageError."""
+    if len(superblock) < SUPERBLOCK:
+        raise ImageError("it is too short to be a squashfs")
+    fields = _FIELDS.unpack_from(superblock)
+    magic, major = fields[0], fields[9]
+    if magic != _MAGIC or major != 4:
+        raise ImageError("it is not a squashfs of version 4")
+    bytes_used, inodes = fields[12], fields[15]
+    if not SUPERBLOCK <= inodes < bytes_used <= length:
+        raise ImageError("it is a damaged squashfs: its tables are not in it")
+    return Span(inodes, bytes_used)
