@@ -4,6 +4,7 @@ A range is ``Span(start, stop)``: ``start`` is in it, ``stop`` is not. The unit 
 the caller's and is named where a span is stored.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -34,3 +35,16 @@ def blocks_of(span: Span, block_size: int) -> Span:
 def bytes_of(blocks: Span, block_size: int, size: int) -> Span:
     """The bytes of ``blocks``, cut at the end of a file of ``size`` bytes."""
     return Span(blocks.start * block_size, min(blocks.stop * block_size, size))
+
+
+def merged(spans: Iterable[Span], gap: int = 0) -> list[Span]:
+    """The same, sorted, in as few spans as can be; those up to ``gap`` apart become one."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        if span.stop <= span.start:
+            continue
+        if found and span.start <= found[-1].stop + gap:
+            found[-1] = Span(found[-1].start, max(found[-1].stop, span.stop))
+        else:
+            found.append(span)
+    return found

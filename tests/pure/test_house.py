@@ -72,6 +72,7 @@ PURE = (
     "sources/urls.py",
     "prefetch/readahead.py",
     "prefetch/profile.py",
+    "prefetch/preload.py",
     "formats/squashfs.py",
 )
 IMPURE_MODULES = {"trio", "httpx", "pyfuse3", "os", "time", "socket", "random", "logging"}

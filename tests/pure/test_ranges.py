@@ -1,10 +1,12 @@
 """Spans against sets of numbers."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.ranges import Span, blocks_of, bytes_of, clamp
+from lazyfs.ranges import Span, blocks_of, bytes_of, clamp, merged
 
 NUMBER = st.integers(0, 100)
 
@@ -38,3 +40,17 @@ def test_bytes_of_blocks_end_with_the_file(size: int, block_size: int, data: st.
     span = bytes_of(Span(start, stop), block_size, size)
     assert set(range(*span)) == {b for b in range(size) if start <= b // block_size < stop}
     assert blocks_of(span, block_size) == (start, stop)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(-5, 30))), st.integers(0, 10))
+def test_merged_spans_are_the_same_bytes_sorted_and_apart(
+    pairs: list[tuple[int, int]], gap: int
+) -> None:
+    spans = [Span(start, start + length) for start, length in pairs]
+    runs = merged(spans, gap)
+    wanted = {byte for span in spans for byte in range(*span)}
+    found = {byte for run in runs for byte in range(*run)}
+    assert wanted <= found
+    assert gap or wanted == found
+    assert all(a.stop + gap < b.start for a, b in pairwise(runs))
+    assert all(run.start in wanted and run.stop - 1 in wanted for run in runs)
