@@ -26,11 +26,14 @@ class Identity:
 
     ``size``: bytes. ``etag``: a strong entity tag, with its quotes, or None (RFC 9110 section
     8.8.3). ``last_modified``: the Last-Modified field as the server wrote it, or None.
+    ``weak_etag``: of a weak entity tag what stands behind ``W/``, or None. That two are alike
+    promises nothing about bytes (section 8.8.1), so it pins nothing; that they differ says enough.
     """
 
     size: int
     etag: str | None = None
     last_modified: str | None = None
+    weak_etag: str | None = None
 
     @property
     def pinned(self) -> bool:
@@ -41,12 +44,15 @@ class Identity:
         """Whether ``other``, seen later, is the same version as this one.
 
         The entity tag decides where this one has it. A server that gives a fresh file a weak tag
-        and a strong one a second later (Apache) is still recognised by Last-Modified.
+        and the same as a strong one a second later (Apache) is still recognised.
         """
         if self.size != other.size:
             return False
         if self.etag is not None:
             return self.etag == other.etag
+        tag = other.etag or other.weak_etag
+        if self.weak_etag is not None and tag is not None and self.weak_etag != tag:
+            return False
         return self.last_modified is None or self.last_modified == other.last_modified
 
 

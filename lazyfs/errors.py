@@ -7,6 +7,7 @@ The tree::
     +-- MountError                 the mount point or FUSE cannot be used
     +-- ToolMissing                a program that this command needs is not installed
     +-- ProgramFailed              a program of the system could not do what it was asked
+    +-- OutputError                what a command makes cannot be written
     +-- LogError                   the log file cannot be written
     +-- ImageError                 the image's content is not what a command needs
     +-- ProfileError               a profile cannot be used
@@ -71,6 +72,10 @@ class ToolMissing(LazyfsError):
 
 
 class ProgramFailed(LazyfsError):
+    pass
+
+
+class OutputError(LazyfsError):
     pass
 
 

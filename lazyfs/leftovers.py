@@ -12,7 +12,7 @@ from pathlib import Path
 from lazyfs import programs
 from lazyfs.errors import ProgramFailed
 from lazyfs.frontends.loop import loops_below
-from lazyfs.mounts import all_mounts
+from lazyfs.mounts import KIND, all_mounts
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def clear_away() -> None:
     """Remove what dead daemons left behind and nobody uses."""
     for mounted in all_mounts():
         place = mounted.mountpoint
-        ours = mounted.kind == "fuse.lazyfs" and place.parent == RUNTIME
+        ours = mounted.kind == KIND and place.parent == RUNTIME
         if ours and not loops_below(place) and _is_dead(place):
             try:
                 programs.run("umount", ["--lazy", "--", place])

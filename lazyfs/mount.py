@@ -6,18 +6,27 @@ import os
 import signal
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from lazyfs import logs
 from lazyfs.background import run_in_background
+from lazyfs.catalogs import tree_of
+from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError, UsageError
-from lazyfs.frontends.fuse import FuseMount, ImageFile
+from lazyfs.frontends.fuse import FuseMount, ReadOnlyFilesystem
+from lazyfs.frontends.fuseimages import ImageFile, ImageFiles
+from lazyfs.frontends.fusetree import TreeFiles
 from lazyfs.frontends.loop import loops_below
 from lazyfs.handover import hand_over_when_complete
-from lazyfs.mounts import mount_on
+from lazyfs.iso.tree import Node, Tree
+from lazyfs.isofile import Content
+from lazyfs.mounts import KIND, mount_on
 from lazyfs.options import MountOptions
+from lazyfs.preloading import preload
+from lazyfs.sources import urls
 from lazyfs.stack import Image, Stack, open_stack
 
 log = logging.getLogger(__name__)
@@ -76,10 +85,12 @@ def check_mountpoint(options: MountOptions) -> None:
             f"if a dead mount is left there: fusermount3 -u {mountpoint}",
         ) from error
     mounted = mount_on(mountpoint)
-    if mounted is not None and mounted.kind == "fuse.lazyfs":
+    if mounted is not None and mounted.kind == KIND:
         raise MountError(
             f"lazyfs is mounted on {mountpoint} already", f"lazyfs umount {mountpoint}"
         )
+    if stat.S_ISREG(mode) and options.browse:
+        raise UsageError(f"{mountpoint} is a file and cannot show a tree", "give a directory")
     if stat.S_ISREG(mode) and len(options.images) > 1:
         raise UsageError(f"{mountpoint} is a file and can show one image only", "give a directory")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -95,33 +106,35 @@ async def _serve(
     use: Callable[[], Awaitable[None]] | None,
 ) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
-    async with open_stack(options) as stack:
+    failure: LazyfsError | None = None
+    async with open_stack(options) as stack, contextlib.AsyncExitStack() as closing:
         log_handler = logs.destination(options)
-        fuse_mount = _mount_files(options, stack.images, for_ever=use is not None)
-        failure: LazyfsError | None = None
-        try:
-            async with trio.open_nursery() as nursery:
+        # Asked of our own mount, from the loop that serves it, this would wait for itself.
+        single = options.mountpoint.is_file()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stack.run)
+            try:
+                filesystem = await _filesystem(options, stack.images, single, use is not None)
+                fuse_mount = FuseMount(options.mountpoint, filesystem, _fuse_options(options))
+                closing.callback(fuse_mount.close)
                 in_use = trio.Event()
-                _start_serving(nursery, options.mountpoint, stack, fuse_mount, in_use)
-                try:
-                    if use is not None:
-                        await use()
-                        nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
+                _start_serving(nursery, options, stack, fuse_mount, in_use)
+                if not options.browse:
                     for image in stack.images:
-                        inside = options.mountpoint / image.name
-                        file = options.mountpoint if fuse_mount.single else inside
+                        file = options.mountpoint if single else options.mountpoint / image.name
                         nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
-                    logs.use(log_handler, options.log.level)
-                    ready()
-                    in_use.set()
-                except LazyfsError as error:
-                    failure = error
-                    nursery.cancel_scope.cancel()
-                else:
-                    for image in stack.images:
-                        log.info("%s is mounted on %s", image.url, options.mountpoint)
-        finally:
-            fuse_mount.close()
+                if use is not None:
+                    await use()
+                    nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
+                logs.use(log_handler, options.log.level)
+                ready()
+                in_use.set()
+            except LazyfsError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+            else:
+                for image in stack.images:
+                    log.info("%s is mounted on %s", image.url, options.mountpoint)
     if failure is not None:
         raise failure
     log.info("%s is unmounted", options.mountpoint)
@@ -129,20 +142,22 @@ async def _serve(
 
 def _start_serving(
     nursery: trio.Nursery,
-    mountpoint: Path,
+    options: MountOptions,
     stack: Stack,
     fuse_mount: FuseMount,
     in_use: trio.Event,
 ) -> None:
     """Start all that runs while a mount lives; it ends with the mount."""
+    mountpoint = options.mountpoint
 
     async def answer() -> None:
         await fuse_mount.run()
         nursery.cancel_scope.cancel()
 
     nursery.start_soon(answer)
-    nursery.start_soon(stack.run)
     nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, in_use, nursery.cancel_scope)
+    for image in stack.images:
+        nursery.start_soon(preload, image, options.preload)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
@@ -150,18 +165,42 @@ async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> No
     scope.cancel()
 
 
-def _mount_files(options: MountOptions, images: Sequence[Image], *, for_ever: bool) -> FuseMount:
-    """Mount. ``for_ever``: the kernel may remember sizes, and so knows them when we are dead.
+async def _filesystem(
+    options: MountOptions, images: Sequence[Image], single: bool, for_ever: bool
+) -> ReadOnlyFilesystem:
+    """What to mount: the images, or the tree in the only one. Raises a LazyfsError.
 
-    That is what the repair of a loop device needs: its size is compared with the dead file's.
+    ``single``: the mount point itself is to be the image. ``for_ever``: the kernel may remember
+    sizes, and so knows them when we are dead. That is what the repair of a loop device needs: its
+    size is compared with the dead file's.
     """
-    files = [ImageFile(i.name, i.device, i.url, i.mtime) for i in images]
-    what = images[0].url if len(images) == 1 else "lazyfs"
+    files = [ImageFile(i.name, i.device, i.url, i.key, i.mtime) for i in images]
+    if options.browse:
+        tree = await tree_of(images[0].device, images[0].notebook)
+        return TreeFiles(tree.root, partial(_reader, images[0].device), files[0])
+    return ImageFiles(files, single, 1e9 if for_ever else 1.0)
+
+
+def _reader(device: Device, node: Node) -> Callable[[int, int], Awaitable[bytes]]:
+    """What reads the content of a file in the tree of an image. Raises ImageError."""
+    return Content(device, Tree.extents_of(node, node.name)).read
+
+
+def _fuse_options(options: MountOptions) -> set[str]:
+    """The options for the kernel and fusermount3.
+
+    Who browses alone may read whatever is in the image: it came over his own connection. Where
+    others may look in as well, modes and owners count.
+    """
+    images = options.images
+    what = urls.shown(images[0].url) if len(images) == 1 else "lazyfs"
     what = what.encode("ascii", "replace").decode()
     escaped = what.replace("\\", "\\\\").replace(",", "\\,")
     shown = {f"fsname={escaped}", "subtype=lazyfs", "ro"}
-    fuse_options = {*options.fuse, "default_permissions", *shown}
-    return FuseMount(options.mountpoint, files, fuse_options, 1e9 if for_ever else 1.0)
+    if options.browse:
+        shown |= {"nosuid", "nodev"} - {f"no{option}" for option in options.fuse}
+    alone = options.browse and not {"allow_other", "allow_root"}.intersection(options.fuse)
+    return {*options.fuse, *shown} | (set() if alone else {"default_permissions"})
 
 
 async def _end_on_signal(

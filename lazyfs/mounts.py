@@ -5,6 +5,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+KIND = "fuse.lazyfs"  # of our own mounts
+CACHE_ATTRIBUTE = "user.lazyfs.cache"  # of a mounted image: the name of its cache
+IMAGE_IN_A_TREE = ".lazyfs-image"  # what the image is called where its tree is shown
+
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 

@@ -15,7 +15,13 @@ _SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", re.IGNORECASE | re.ASCII)
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-CACHE_ENDINGS = (".sums", ".json", ".lock")  # what stands beside a cache file that a user named
+CACHE_ENDINGS = (
+    ".sums",
+    ".json",
+    ".lock",
+    ".claim",
+    ".catalog",
+)  # what stands beside a cache file that a user named
 
 MIN_BLOCK_SIZE = 4 * KIB
 MAX_BLOCK_SIZE = MIB
@@ -163,24 +169,50 @@ class ImageOptions:
 
 
 @dataclass(frozen=True)
+class PreloadOptions:
+    """What to fetch before it is asked for, and what to write down for the next time.
+
+    ``patterns``: of paths in an ISO image. ``profile``: a file, or ``AUTO`` for the one that lies
+    beside the image on its server; ``any_version``: also if it is of another version of the image.
+    ``record``: the file for a new profile.
+    """
+
+    patterns: tuple[str, ...] = ()
+    profile: Path | None = None
+    any_version: bool = False
+    record: Path | None = None
+
+
+AUTO = Path("auto")
+
+
+@dataclass(frozen=True)
 class LogOptions:
     level: int
     file: Path | None = None
     json: bool = False
 
 
-@dataclass(frozen=True)
-class MountOptions:
-    """One mount. ``timeout``: seconds until a read fails, 0 for never."""
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """How images are fetched and cached. ``timeout``: seconds until a read fails, 0 for never."""
 
     images: tuple[ImageOptions, ...]
-    mountpoint: Path
     cache: CacheOptions
-    log: LogOptions
     http: HttpOptions = field(default_factory=HttpOptions)
     timeout: float = 60.0
     readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
     fill: bool = False
     rate: float | None = None  # bytes a second that fill may take
+    preload: PreloadOptions = field(default_factory=PreloadOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions(StackOptions):
+    """One mount."""
+
+    mountpoint: Path
+    log: LogOptions
+    browse: bool = False  # whether the tree in the image is shown, and not the image
     foreground: bool = False
     fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are

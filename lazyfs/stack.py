@@ -5,10 +5,11 @@ An image's stack, from the bottom: ``HttpSource`` -> ``BlockCache`` on a store -
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,9 +21,10 @@ from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
 from lazyfs.cache.places import CacheLock, CachePaths, Meta
 from lazyfs.cache.room import Room
 from lazyfs.device import Device, Identity, Priority
-from lazyfs.errors import CacheUnknown, TransientError
-from lazyfs.options import CacheOptions, ImageOptions, MountOptions, ReadAheadLimit
+from lazyfs.errors import CacheUnknown, NotFound, TransientError
+from lazyfs.options import CacheOptions, ImageOptions, ReadAheadLimit, StackOptions
 from lazyfs.prefetch.prefetcher import Prefetcher
+from lazyfs.prefetch.recorder import Recorder
 from lazyfs.sources import urls
 from lazyfs.sources.http import HttpClient, HttpSource
 
@@ -35,14 +37,20 @@ DEFAULT_BLOCK_SIZE = 32 << 10  # bytes; chosen by measurement, see docs/design.r
 class Image:
     """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say.
 
-    ``local_copy``: the file that holds the whole image once it is complete; None without one.
+    ``key``: the name of its cache. ``local_copy``: the file that holds the whole image once it is
+    complete; ``notebook``: the file in which its catalog is remembered; None without a cache on
+    disk. ``beside``: fetches the file whose URL is the image's with this ending; at most so many
+    bytes; None if there is none. It raises a SourceError.
     """
 
     name: str
     url: str  # without secrets
+    key: str
     device: Device
     mtime: float
     local_copy: Path | None
+    notebook: Path | None
+    beside: Callable[[str, int], Awaitable[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,14 @@ class Stack:
 
     images: tuple[Image, ...]
     _caches: tuple[BlockCache, ...]
+    _recorders: tuple[Recorder, ...]
     _fill: bool
 
     async def run(self) -> None:
         """Fetch what is asked for, until cancelled."""
         async with trio.open_nursery() as nursery:
+            for recorder in self._recorders:
+                nursery.start_soon(recorder.run)
             for cache in self._caches:
                 nursery.start_soon(cache.run)
                 if self._fill:
@@ -63,7 +74,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
+async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
     """Open all images; on leaving, save and close them. ``run`` must have ended by then.
 
     Raises a LazyfsError when one cannot be opened.
@@ -71,18 +82,57 @@ async def open_stack(options: MountOptions) -> AsyncIterator[Stack]:
     async with contextlib.AsyncExitStack() as closing:
         client = HttpClient(options.http)
         closing.push_async_callback(client.aclose)
-        caches, images = [], []
+        caches, images, recorders = [], [], []
         for wanted in options.images:
             cache, copy = await _open_cache(wanted, options, client)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
-            device = Prefetcher(cache, _readahead(options))
-            name = urls.shown(wanted.url)
-            images.append(Image(wanted.name, name, device, _mtime(cache.identity), copy))
-        yield Stack(tuple(images), tuple(caches), options.fill)
+            device: Device = Prefetcher(cache, _readahead(options))
+            url = urls.shown(wanted.url)
+            if options.preload.record is not None:
+                device = Recorder(device, url, options.preload.record)
+                recorders.append(device)
+            images.append(
+                Image(
+                    name=wanted.name,
+                    url=url,
+                    key=urls.cache_key(wanted.url),
+                    device=device,
+                    mtime=_mtime(cache.identity),
+                    local_copy=copy,
+                    notebook=notebook_of(options.cache, wanted.url),
+                    beside=partial(_fetch_beside, client, wanted.url),
+                )
+            )
+        yield Stack(tuple(images), tuple(caches), tuple(recorders), options.fill)
 
 
-def _readahead(options: MountOptions) -> ReadAheadLimit:
+async def _fetch_beside(client: HttpClient, url: str, ending: str, most: int) -> bytes | None:
+    source = HttpSource(client, urls.with_ending(url, ending))
+    try:
+        size = (await source.open()).size
+    except NotFound:
+        return None
+    content = bytearray()
+    lane = await source.lane(Priority.PRELOAD)
+    try:
+        (stream,) = source.streams([(0, min(size, most))])
+        async with stream as pieces:
+            async for piece in pieces:
+                content += piece
+    finally:
+        lane.release()
+    return bytes(content)
+
+
+def notebook_of(cache: CacheOptions, url: str) -> Path | None:
+    """The file in which the catalog of an image is remembered; None without a cache on disk."""
+    if cache.memory_only:
+        return None
+    return _cache_paths(cache, url).catalog
+
+
+def _readahead(options: StackOptions) -> ReadAheadLimit:
     """The read-ahead that was asked for, as far as the cache holds it beside what is in use."""
     if options.cache.memory_only:
         return replace(options.readahead, most=MEMORY_LIMIT // 2)
@@ -92,7 +142,7 @@ def _readahead(options: MountOptions) -> ReadAheadLimit:
 
 
 async def _open_cache(
-    wanted: ImageOptions, options: MountOptions, client: HttpClient
+    wanted: ImageOptions, options: StackOptions, client: HttpClient
 ) -> tuple[BlockCache, Path | None]:
     """The cache of an image, and the file that is a copy of it once all is there."""
     name = urls.shown(wanted.url)

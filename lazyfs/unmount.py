@@ -10,7 +10,7 @@ from lazyfs import programs
 from lazyfs.errors import MountError, ProgramFailed
 from lazyfs.frontends.loop import backing_file, loops_below
 from lazyfs.leftovers import clear_away
-from lazyfs.mounts import Mounted, all_mounts, mount_on
+from lazyfs.mounts import KIND, Mounted, all_mounts, mount_on
 
 
 def unmount(mountpoint: Path) -> None:
@@ -22,7 +22,7 @@ def unmount(mountpoint: Path) -> None:
     if mounted is not None and _is_loop_of_ours(mounted):
         programs.run("umount", ["--", mountpoint])
         clear_away()
-    elif mounted is None or mounted.kind != "fuse.lazyfs":
+    elif mounted is None or mounted.kind != KIND:
         raise MountError(f"lazyfs is not mounted on {mountpoint}", "see: findmnt -t fuse.lazyfs")
     else:
         _unmount_fuse(mountpoint)
@@ -48,7 +48,7 @@ def _is_loop_of_ours(mounted: Mounted) -> bool:
     file = backing_file(mounted.source) if mounted.source.startswith("/dev/loop") else None
     if file is None:
         return False
-    ours = [m.mountpoint for m in all_mounts() if m.kind == "fuse.lazyfs"]
+    ours = [m.mountpoint for m in all_mounts() if m.kind == KIND]
     meta = (file.parent / "meta.json", file.with_name(file.name + ".json"))
     cached = any(os.path.exists(path) for path in meta)  # also where a dead mount is in the way
     return cached or any(file.is_relative_to(mountpoint) for mountpoint in ours)

@@ -316,7 +316,7 @@ class BlockCache:
     def _keep(self, fetch: Fetch, content: memoryview) -> None:
         """Store the next blocks of ``fetch``. The store comes first: a set bit must be true."""
         self._store.put(fetch.next, content)
-        if self._last_failure is not None:
+        if self._last_failure is not None or self._said > logging.NOTSET:
             self._recovered()
         blocks = Span(fetch.next, fetch.next - (-len(content) // self._block_size))
         if fetch.priority is not Priority.DEMAND:
@@ -423,7 +423,9 @@ class BlockCache:
                 await self._wait_for(blocks)
             return
         reason = f" (last failure: {self._last_failure.message})" if self._last_failure else ""
-        raise ReadTimeout(f"{self._name}: no data within {self._timeout:g} seconds{reason}")
+        error = ReadTimeout(f"{self._name}: no data within {self._timeout:g} seconds{reason}")
+        self._say(error, logging.ERROR)
+        raise error
 
     async def _wait_for(self, blocks: Span) -> None:
         """Wait until these blocks have arrived, once."""
@@ -466,6 +468,9 @@ class BlockCache:
     def _failed(self, error: LazyfsError, level: int, what_next: str = "") -> None:
         self._counts.failures += 1
         self._last_failure = error
+        self._say(error, level, what_next)
+
+    def _say(self, error: LazyfsError, level: int, what_next: str = "") -> None:
         if level > self._said:
             self._said = level
             log.log(level, "%s%s", error, what_next)

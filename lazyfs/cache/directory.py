@@ -50,8 +50,7 @@ def remove(entry: Entry) -> None:
     lock = CacheLock(entry.paths.lock, patience=0)
     try:
         clear(entry.paths)
-        for name in ("meta.json.new", "claim"):
-            (entry.directory / name).unlink(missing_ok=True)
+        entry.paths.claim.unlink(missing_ok=True)
         entry.paths.lock.unlink()
         entry.directory.rmdir()
     except OSError as error:

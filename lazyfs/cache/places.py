@@ -12,7 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,26 @@ class CachePaths:
     sums: Path
     meta: Path
     lock: Path
-    foreign: bool = False  # the user named the files: they may be something else than a cache
+    claim: Path  # see ``room.py``
+    catalog: Path  # of an ISO image's files
+    # The user named the files: they may be something else than a cache.
+    foreign: bool = field(default=False, kw_only=True)
 
     @classmethod
     def in_directory(cls, directory: Path) -> "CachePaths":
-        data, bitmap, sums, meta, lock = (
-            directory / name for name in ("data", "bitmap", "sums", "meta.json", "lock")
-        )
-        return cls(data, bitmap, sums, meta, lock)
+        names = ("data", "bitmap", "sums", "meta.json", "lock", "claim", "catalog")
+        return cls(*(directory / name for name in names))
 
     @classmethod
     def named(cls, bitmap: Path, data: Path) -> "CachePaths":
         """Two files that the user named; the others stand beside the data."""
-        sums, meta, lock = (data.with_name(data.name + ending) for ending in CACHE_ENDINGS)
-        return cls(data, bitmap, sums, meta, lock, foreign=True)
+        beside = [data.with_name(data.name + ending) for ending in CACHE_ENDINGS]
+        return cls(data, bitmap, *beside, foreign=True)
+
+    @property
+    def partial(self) -> list[Path]:
+        """What is left of files that were being written when a process ended."""
+        return [path.with_name(f"{path.name}.new") for path in (self.meta, self.catalog)]
 
 
 class CacheLock:
@@ -178,7 +184,7 @@ class Meta:
             raise ValueError(f"block size {block_size!r}")
         if type(identity.size) is not int or identity.size <= 0:
             raise ValueError(f"size {identity.size!r}")
-        for validator in (identity.etag, identity.last_modified):
+        for validator in (identity.etag, identity.last_modified, identity.weak_etag):
             if not isinstance(validator, str | None):
                 raise TypeError(f"validator {validator!r}")
         return cls(str(content["url"]), identity, block_size)
@@ -210,7 +216,7 @@ def check_foreign(paths: CachePaths, meta: Meta | None) -> None:
 
 def clear(paths: CachePaths) -> None:
     """Drop a cache. The bitmap goes first: without it nothing else counts."""
-    for path in (paths.bitmap, paths.sums, paths.data, paths.meta):
+    for path in (paths.bitmap, paths.catalog, paths.sums, paths.data, paths.meta, *paths.partial):
         path.unlink(missing_ok=True)
 
 

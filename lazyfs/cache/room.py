@@ -115,7 +115,7 @@ def _claim_of(entry: Entry) -> int:
     if entry.holder is None:
         return 0
     try:
-        return int((entry.directory / "claim").read_text()[:20])
+        return int(entry.paths.claim.read_text()[:20])
     except (OSError, ValueError):
         return 0
 

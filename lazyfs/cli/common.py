@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lazyfs import __version__
 from lazyfs.cli.parser import Parser
 from lazyfs.errors import UsageError
 from lazyfs.options import (
+    AUTO,
     CACHE_ENDINGS,
     CacheOptions,
     HttpOptions,
@@ -19,7 +20,9 @@ from lazyfs.options import (
     LogOptions,
     MountOptions,
     OnChange,
+    PreloadOptions,
     ReadAheadLimit,
+    StackOptions,
     parse_block_size,
     parse_cache_size,
     parse_duration,
@@ -29,9 +32,35 @@ from lazyfs.options import (
 )
 from lazyfs.sources import urls
 
+if TYPE_CHECKING:
+    from lazyfs.iso.tree import Tree
+
 T = TypeVar("T")
 
 USER_AGENT = f"lazyfs/{__version__}"
+
+# Header fields by which ranges are asked for, answers are framed, and connections are kept.
+# (Host is the user's, as with curl: it goes with the URL's own host only.)
+_OURS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "keep-alive",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 
 
 def hide_secrets(options: MountOptions) -> None:
@@ -43,11 +72,50 @@ def hide_secrets(options: MountOptions) -> None:
 
 
 def add_options(parser: Parser) -> None:
-    """What can be said of how images are fetched, cached and logged."""
+    """What can be said of how images are fetched, cached and logged while they are mounted."""
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
-    cache = parser.add_argument_group("cache")
-    add = cache.add_argument
+    add_cache_options(parser)
+    fetching = parser.add_argument_group("fetching")
+    add = fetching.add_argument
+    add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
+        help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
+    add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
+    add("--rate", metavar="RATE", type=as_type(parse_rate),
+        help="at most so fast: 10M/s (with --fill)")  # fmt: skip
+    add("--preload", metavar="GLOB", action="append", default=[],
+        help="fetch these files of an ISO first; see lazyfs(1)")  # fmt: skip
+    add(
+        "--profile",
+        metavar="FILE",
+        help="fetch first what an earlier run used (auto: URL.lazyprofile)",
+    )
+    add("--profile-any", action="store_true", help="also if it is of another version of the image")
+    add("--record", metavar="FILE", help="write down what is used, as a profile")
+    add_server_options(parser)
+    logging_ = parser.add_argument_group("logging")
+    add = logging_.add_argument
+    add("-v", "--verbose", action="store_true", help="log more")
+    add("-q", "--quiet", action="store_true", help="log errors only")
+    add("--log-file", metavar="FILE", help="log there, not to syslog")
+    add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
+
+
+def add_image(parser: Parser) -> None:
+    """The image that a command looks into."""
+    parser.add_argument(
+        "image", metavar="IMAGE", help="a URL, or a file: on a mount of lazyfs, too"
+    )
+
+
+def add_source_options(parser: Parser) -> None:
+    """What can be said of how an image is read that is not mounted."""
+    add_cache_options(parser)
+    add_server_options(parser)
+
+
+def add_cache_options(parser: Parser) -> None:
+    add = parser.add_argument_group("cache").add_argument
     add("--cache-dir", metavar="DIR", help="where caches are kept (default: XDG's cache directory)")
     add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
     add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
@@ -58,32 +126,14 @@ def add_options(parser: Parser) -> None:
         help="leave so much of the cache's disk free (default: 0)")  # fmt: skip
     add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
         help="if another version of the image is cached (default: refetch)")  # fmt: skip
-    add(
-        "--block-size",
-        metavar="SIZE",
-        type=as_type(parse_block_size),
-        help="4K to 1M (default: 32K)",
-    )
-    fetching = parser.add_argument_group("fetching")
-    add = fetching.add_argument
-    add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
-        help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
-    add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
-    add(
-        "--rate",
-        metavar="RATE",
-        type=as_type(parse_rate),
-        help="at most so fast: 10M/s (with --fill)",
-    )
-    server = parser.add_argument_group("server")
-    add = server.add_argument
-    add(
-        "--connections",
-        metavar="N",
-        type=as_type(_connections),
-        default=4,
-        help="a host (default: 4)",
-    )
+    add("--block-size", metavar="SIZE", type=as_type(parse_block_size),
+        help="4K to 1M (default: 32K)")  # fmt: skip
+
+
+def add_server_options(parser: Parser) -> None:
+    add = parser.add_argument_group("server").add_argument
+    add("--connections", metavar="N", type=as_type(_connections), default=4,
+        help="a host (default: 4)")  # fmt: skip
     add("--timeout", metavar="SECONDS", type=as_type(parse_duration), default=60.0,
         help="until a read fails; 0 for never (default: 60)")  # fmt: skip
     add("--header", metavar="'K: V'", action="append", default=[], type=as_type(_header),
@@ -94,12 +144,6 @@ def add_options(parser: Parser) -> None:
     add("--cacert", metavar="FILE", type=_absolute, help="trust the certificates in FILE")
     add("--insecure", action="store_true", help="trust any certificate")
     add("--insecure-redirects", action="store_true", help="follow redirects from https to http")
-    logging_ = parser.add_argument_group("logging")
-    add = logging_.add_argument
-    add("-v", "--verbose", action="store_true", help="log more")
-    add("-q", "--quiet", action="store_true", help="log errors only")
-    add("--log-file", metavar="FILE", help="log there, not to syslog")
-    add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
 
 
 def mount_options(
@@ -109,15 +153,30 @@ def mount_options(
     return MountOptions(
         images=images,
         mountpoint=Path(os.path.realpath(given.where[-1])),
-        cache=_cache(given),
+        cache=_cache(given, len(images)),
         log=_log(given),
         http=_http(given),
         timeout=given.timeout,
         readahead=given.readahead,
         fill=_fill(given),
         rate=given.rate,
+        preload=_preload(given, len(images)),
         foreground=given.foreground,
         fuse=fuse,
+    )
+
+
+def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
+    """What was given to a command that looks into the image at ``where``, a URL or a path.
+
+    Raises UsageError.
+    """
+    images: tuple[ImageOptions, ...] = ()
+    if "://" in where:
+        urls.parse(where)
+        images = (ImageOptions(where, urls.file_name(where)),)
+    return StackOptions(
+        images=images, cache=_cache(given, 1), http=_http(given), timeout=given.timeout
     )
 
 
@@ -155,10 +214,26 @@ def _fill(given: argparse.Namespace) -> bool:
     return bool(given.fill)
 
 
-def _cache(given: argparse.Namespace) -> CacheOptions:
+def _preload(given: argparse.Namespace, images: int) -> PreloadOptions:
+    if images > 1 and (given.record or given.profile):
+        raise UsageError("--record and --profile are for one image", "mount images one by one")
+    if given.no_cache and (given.preload or given.profile):
+        raise UsageError("--preload and --profile need a cache", "leave out --no-cache")
+    if given.profile_any and not given.profile:
+        raise UsageError("--profile-any is for --profile", "give both")
+    profile = AUTO if given.profile == str(AUTO) else given.profile and _absolute(given.profile)
+    return PreloadOptions(
+        patterns=tuple(given.preload),
+        profile=profile or None,
+        any_version=given.profile_any,
+        record=_absolute(given.record) if given.record else None,
+    )
+
+
+def _cache(given: argparse.Namespace, images: int) -> CacheOptions:
     if (given.bitmap is None) != (given.cache is None):
         raise UsageError("--bitmap and --cache go together", "give both files, or --cache-dir")
-    if given.cache is not None and len(given.where) > 2:
+    if given.cache is not None and images > 1:
         raise UsageError("--bitmap and --cache hold one image only", "use --cache-dir")
     files = None
     if given.cache is not None:
@@ -196,7 +271,8 @@ def cache_directory(named: str | None) -> Path:
 def _http(given: argparse.Namespace) -> HttpOptions:
     return HttpOptions(
         connections=given.connections,
-        stall=min(HttpOptions.stall, given.timeout or HttpOptions.stall),
+        # A read whose server falls silent has time to ask again, over another connection.
+        stall=min(HttpOptions.stall, given.timeout / 3 or HttpOptions.stall),
         headers=tuple(given.header),
         netrc=given.netrc,
         user_agent=given.user_agent,
@@ -223,6 +299,8 @@ def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         raise UsageError("a --header is not one", "write it as 'Name: value'")
+    if name.lower() in _OURS:
+        raise UsageError(f"--header cannot set {name}: it belongs to lazyfs", "leave it out")
     return name, _field_value(value)
 
 
@@ -244,3 +322,21 @@ def as_type(parse_text: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
+
+
+def log_to_terminal() -> None:
+    """Warnings of a command that runs in the foreground go to stderr."""
+    from lazyfs import logs
+
+    logs.use(logs.terminal(LogOptions(logging.WARNING)), logging.WARNING)
+
+
+def tree_in(where: str, options: StackOptions) -> "Tree":
+    """The tree of the ISO image at ``where``. Raises LazyfsError."""
+    from lazyfs.access import OpenImage, with_image
+    from lazyfs.catalogs import tree_of
+
+    async def tree(image: OpenImage) -> "Tree":
+        return await tree_of(image.device, image.notebook)
+
+    return with_image(where, options, tree)

@@ -8,6 +8,7 @@ into plain arguments first, and one parser sees them all.
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lazyfs import __version__
 from lazyfs.cli import COMMANDS, report
@@ -54,7 +55,10 @@ def parse(arguments: Sequence[str]) -> MountOptions:
     parser = _parser()
     given = parser.parse_intermixed_args(_unfold(list(arguments), passed_on, parser))
     fuse = tuple(sorted({*passed_on, *_fuse_flags(given)}))
-    return mount_options(given, named_images(given.where, given.name), fuse)
+    images = named_images(given.where, given.name)
+    if given.browse and len(images) > 1:
+        raise UsageError("--browse is for one image", "mount images one by one")
+    return replace(mount_options(given, images, fuse), browse=given.browse)
 
 
 def _parser() -> Parser:
@@ -70,6 +74,7 @@ def _parser() -> Parser:
     add("where", nargs="+", metavar="URL... MOUNTPOINT", help=argparse.SUPPRESS)
     add("-o", metavar="OPTS", help="mount options; all options below too, as in -o cache_dir=DIR")
     add("--name", action="append", default=[], help="the image's file name (once for each URL)")
+    add("--browse", action="store_true", help="show the tree in the ISO image, and not the image")
     add("--allow-other", action="store_true", help="let other users read the mount")
     add("--allow-root", action="store_true", help="let root read the mount")
     add_options(parser)

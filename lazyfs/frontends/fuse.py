@@ -1,7 +1,4 @@
-"""Images as files of a FUSE mount. Nothing else imports pyfuse3.
-
-Two shapes: a directory with one file an image, or, where the mount point is a regular file, that
-file is the image.
+"""A FUSE mount: how it comes, answers and goes. What it shows is another module's.
 
 What was learnt the hard way:
 
@@ -17,22 +14,18 @@ What was learnt the hard way:
 """
 
 import errno
-import json
 import logging
 import os
 import select
-import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.mounts import mount_on
 
@@ -41,68 +34,45 @@ log = logging.getLogger(__name__)
 READ_AHEAD_KIB = 1024  # makes 1 MiB reads, the largest that the kernel sends
 _NAME_TIMEOUT = 3600.0  # names never change
 _WATCH_EVERY = 0.5  # seconds
-_BLOCK = 512  # the unit of st_blocks
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """One image as the mount shows it. ``mtime``: POSIX seconds."""
+class ReadOnlyFilesystem(pyfuse3.Operations):
+    """What all our filesystems have in common. File handles are inodes: nothing is kept for them.
 
-    name: str
-    device: Device
-    url: str  # without secrets
-    mtime: float
-
-
-class _Images(pyfuse3.Operations):
-    """The filesystem. Inode 1 is the root, or the only image; images in a directory begin at 2.
-
-    File handles are inodes: nothing is kept for an open file.
+    A subclass says what inodes are: ``attributes``, ``content``, and how names lead to them.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, images: Sequence[ImageFile], single: bool, attr_timeout: float) -> None:
+    def __init__(self, attr_timeout: float) -> None:
+        """``attr_timeout``: seconds; how old what stat(2) and ``du`` show may be."""
         super().__init__()
         self._attr_timeout = attr_timeout
-        first = pyfuse3.ROOT_INODE if single else pyfuse3.ROOT_INODE + 1
-        self._files = {pyfuse3.InodeT(first + n): image for n, image in enumerate(images)}
-        self._names = {os.fsencode(image.name): inode for inode, image in self._files.items()}
-        self._newest = max(image.mtime for image in images)
-        self._uid, self._gid = os.getuid(), os.getgid()
         self.reading = 0  # handlers that wait for data
         self.opened = 0
         self.unused = trio.Event()  # set when what was opened has been closed
 
-    async def lookup(
-        self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        if name in (b".", b".."):
-            return self._attributes(pyfuse3.ROOT_INODE)
-        if name not in self._names:
-            raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._attributes(self._names[pyfuse3.FileNameT(name)])
+    def attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
+        raise NotImplementedError
+
+    async def content(self, inode: pyfuse3.InodeT, offset: int, length: int) -> bytes:
+        """Bytes of a file. Raises a LazyfsError."""
+        raise NotImplementedError
+
+    def xattrs(self, inode: pyfuse3.InodeT) -> Mapping[bytes, bytes]:
+        """The extended attributes of a file."""
+        raise NotImplementedError
 
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._attributes(inode)
+        return self.attributes(inode)
 
     async def opendir(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
         return pyfuse3.FileHandleT(inode)
-
-    async def readdir(
-        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
-    ) -> None:
-        entries = list(self._names.items())
-        for number, (name, inode) in enumerate(entries[start_id:], start_id + 1):
-            if not pyfuse3.readdir_reply(
-                token, pyfuse3.FileNameT(name), self._attributes(inode), number
-            ):
-                return
 
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
@@ -120,33 +90,22 @@ class _Images(pyfuse3.Operations):
             self.unused.set()
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        image = self._files[pyfuse3.InodeT(fh)]
         self.reading += 1
         try:
-            return await image.device.read(off, size)
+            return await self.content(pyfuse3.InodeT(fh), off, size)
         except LazyfsError as error:
-            log.debug("read of %d bytes at %d of %s failed: %s", size, off, image.name, error)
+            log.debug("read of %d bytes at %d of inode %d failed: %s", size, off, fh, error)
             raise pyfuse3.FUSEError(error.errno) from error
         except Exception as error:
-            log.exception("read of %d bytes at %d of %s failed", size, off, image.name)
+            log.exception("read of %d bytes at %d of inode %d failed", size, off, fh)
             raise pyfuse3.FUSEError(errno.EIO) from error
         finally:
             self.reading -= 1
 
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        reply = pyfuse3.StatvfsData()
-        reply.f_bsize = reply.f_frsize = 4096
-        sizes = (image.device.identity.size for image in self._files.values())
-        reply.f_blocks = sum(-(-size // reply.f_frsize) for size in sizes)
-        reply.f_files = len(self._files)
-        reply.f_bfree = reply.f_bavail = reply.f_ffree = reply.f_favail = 0
-        reply.f_namemax = 255
-        return reply
-
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        value = self._xattrs(inode).get(name)
+        value = self.xattrs(inode).get(name)
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
@@ -154,37 +113,27 @@ class _Images(pyfuse3.Operations):
     async def listxattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> Sequence[pyfuse3.XAttrNameT]:
-        return [pyfuse3.XAttrNameT(name) for name in self._xattrs(inode)]
+        return [pyfuse3.XAttrNameT(name) for name in self.xattrs(inode)]
 
-    def _xattrs(self, inode: pyfuse3.InodeT) -> dict[bytes, bytes]:
-        image = self._files.get(inode)
-        if image is None:
-            return {}
-        statistics = image.device.statistics()
-        return {
-            b"user.lazyfs.url": image.url.encode(),
-            b"user.lazyfs.cached": b"%d" % statistics.cached,
-            b"user.lazyfs.statistics": json.dumps(asdict(statistics)).encode(),
-        }
-
-    def _attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
+    def new_attributes(self, inode: pyfuse3.InodeT, mode: int) -> pyfuse3.EntryAttributes:
+        """Attributes with what is the same for all inodes. ``mode``: st_mode."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
+        entry.st_mode = pyfuse3.ModeT(mode)
         entry.entry_timeout = _NAME_TIMEOUT
         entry.attr_timeout = self._attr_timeout
-        entry.st_uid, entry.st_gid = self._uid, self._gid
-        image = self._files.get(inode)
-        if image is not None:
-            entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o444)
-            entry.st_nlink = 1
-            entry.st_size = image.device.identity.size
-            entry.st_blocks = -(-image.device.statistics().cached // _BLOCK)
-        else:
-            entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o555)
-            entry.st_nlink = 2
-        mtime = image.mtime if image else self._newest
-        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = int(mtime * 1e9)
         return entry
+
+
+def filesystem_statistics(size: int, files: int) -> pyfuse3.StatvfsData:
+    """What df(1) shows of a full filesystem of ``size`` bytes."""
+    reply = pyfuse3.StatvfsData()
+    reply.f_bsize = reply.f_frsize = 4096
+    reply.f_blocks = -(-size // reply.f_frsize)
+    reply.f_files = files
+    reply.f_bfree = reply.f_bavail = reply.f_ffree = reply.f_favail = 0
+    reply.f_namemax = 255
+    return reply
 
 
 class FuseMount:
@@ -193,17 +142,12 @@ class FuseMount:
     def __init__(
         self,
         mountpoint: Path,
-        images: Sequence[ImageFile],
+        filesystem: ReadOnlyFilesystem,
         options: set[str],
-        attr_timeout: float,
     ) -> None:
-        """Mount. Call it outside of any handler. Raises MountError.
-
-        ``attr_timeout``: seconds; how old what stat(2) and ``du`` show may be.
-        """
+        """Mount. Call it outside of any handler. Raises MountError."""
         self._mountpoint = mountpoint
-        self.single = mountpoint.is_file()  # whether the mount point itself is the image
-        self._operations = _Images(images, self.single, attr_timeout)
+        self._operations = filesystem
         before = _fuse_descriptors()
         complaints: list[str] = []
         try:

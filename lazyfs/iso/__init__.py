@@ -1,0 +1,1 @@
+"""What is in an ISO image, and where in it."""

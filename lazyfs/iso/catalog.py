@@ -1,106 +1,110 @@
-"""An ISO 9660 image's files and where their bytes lie. Nothing else imports pycdlib.
+"""The catalog of an image: reads its tree, and finds files in it. Nothing else imports pycdlib.
 
-pycdlib reads the whole tree when it opens an image: thousands of small reads. Give it a file whose
-reads are cheap (a mount, a local file), and never its event loop's thread.
+An image may describe one tree several times. The description that is used is the first of these
+that it has:
 
-Its lookups by path see only the last extent of a file of over 4 GiB on an image with Rock Ridge,
-and say nothing. So the tree is walked here: the first record of a name in its directory, and from
-it on along the continuations.
+1. Rock Ridge: all that a POSIX filesystem knows of a file, and what Linux shows.
+2. Joliet: full names in Unicode, without owners and modes.
+3. UDF: full names too. But each of its files has a block of its own, so its tree is many times as
+   large as Joliet's. Images on which UDF alone is complete, such as those of Windows, have neither
+   of the two above. When it cannot be read, the plain names are used, with a note.
+4. The plain names of ISO 9660, as Linux shows them: in lower case and without a version.
+
+pycdlib writes images here, but does not read them. Its opening is all or nothing: it refuses a
+whole image for one entry that it does not know (a file compressed by zisofs), for a name that is
+there twice or a loop of directories, and reads every description of the tree. And where it reads,
+it is not always right (in version 1.22): two neighbours of one name become one file, a file that
+ends behind the image is silently shortened, and holes of a sparse UDF file become data.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import pycdlib
-from pycdlib.dr import DirectoryRecord
-from pycdlib.pycdlibexception import PyCdlibException
 
 from lazyfs.errors import ImageError
+from lazyfs.iso import volume, walk9660, walkudf
+from lazyfs.iso.builder import Builder
+from lazyfs.iso.reader import Reader
+from lazyfs.iso.tree import BootImage, Extent, Kind, Tree, Volume
+from lazyfs.iso.volume import Head
+from lazyfs.ranges import Span
 
+__all__ = ["JOLIET", "PLAIN", "ROCK_RIDGE", "UDF", "Catalog", "Extent", "read_tree", "write_iso"]
 
-class Extent(NamedTuple):
-    """Where a file lies in the image: bytes from its start, and bytes."""
-
-    offset: int
-    length: int
+ROCK_RIDGE, JOLIET, UDF, PLAIN = "Rock Ridge", "Joliet", "UDF", "ISO 9660"
 
 
 class Catalog:
-    """The tree of one image.
-
-    Names are those of Rock Ridge, else of Joliet, else the plain ones as Linux shows them: in lower
-    case and without a version. Paths are relative to the image's root; a leading slash is allowed.
-    """
+    """What is in one image, and where. ``tree`` can be asked for more."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Read the tree from ``file``, which must stay open and is used by one thread at a time.
+        """Read the tree from ``file``, which is used by one thread at a time, and not kept.
 
-        Raises ImageError when this is no ISO 9660 image, or one that pycdlib does not understand;
-        OSError when ``file`` cannot be read.
+        All but very large images cost some tens of reads at the most; see ``Reader``. Raises
+        ImageError when this is no image of ISO 9660 or UDF, or too damaged a one; OSError when
+        ``file`` cannot be read.
         """
-        self._iso = pycdlib.PyCdlib()
-        try:
-            self._iso.open_fp(file)
-        except PyCdlibException as error:
-            raise ImageError(f"this is not a readable ISO 9660 image: {error}") from error
-        joliet = self._iso.joliet_vd
-        self._rock_ridge = self._iso.has_rock_ridge()
-        self._joliet = joliet is not None and not self._rock_ridge
-        volume = joliet if joliet is not None and self._joliet else self._iso.pvd
-        self._root = volume.root_directory_record()
-        self._block = volume.logical_block_size()
+        self.tree = read_tree(file)
+
+    @property
+    def namespace(self) -> str:
+        """The description that was used: ROCK_RIDGE, JOLIET, UDF or PLAIN."""
+        return self.tree.namespace
 
     def files(self) -> Iterator[str]:
         """The paths of all regular files, directory by directory."""
-        waiting = [(PurePosixPath(), self._root)]
-        while waiting:
-            directory, record = waiting.pop()
-            for name, child in self._children(record).items():
-                if child.is_dir():
-                    waiting.append((directory / name, child))
-                elif not child.is_symlink():
-                    yield str(directory / name)
+        return (path for path, node in self.tree.walk() if node.kind is Kind.FILE)
 
     def extent(self, path: str) -> Extent:
-        """Where the regular file ``path`` lies. Raises ImageError when there is none."""
-        record = self._root
-        for name in PurePosixPath(path.lstrip("/")).parts:
-            child = self._children(record).get(name) if record.is_dir() else None
-            if child is None:
-                raise ImageError(f"{path} is not in the image")
-            record = child
-        if record.is_dir() or record.is_symlink():
-            raise ImageError(f"{path} is not a regular file")
-        return self._whole(path, record)
+        """Where a regular file lies that is in one piece. Raises ImageError when it is not."""
+        extents = self.tree.extents(path)
+        if len(extents) > 1:
+            raise ImageError(f"{path} lies in several pieces")
+        return extents[0] if extents else Extent(0, 0)
 
-    def _children(self, directory: DirectoryRecord) -> dict[str, DirectoryRecord]:
-        """The entries of a directory; of those with one name, the first on disk."""
-        found: dict[str, DirectoryRecord] = {}
-        for child in directory.children:
-            if not (child.is_dot() or child.is_dotdot() or _is_elsewhere(child)):
-                found.setdefault(self._name(child), _in_its_place(child))
-        return found
 
-    def _name(self, record: DirectoryRecord) -> str:
-        if self._rock_ridge and record.rock_ridge is not None:
-            return record.rock_ridge.name().decode("utf-8", "surrogateescape")
-        identifier = record.file_identifier()
-        if self._joliet:
-            return identifier.decode("utf-16-be", "replace").partition(";")[0]
-        plain = identifier.decode("ascii", "surrogateescape")
-        return plain.partition(";")[0].rstrip(".").lower()
+def read_tree(file: BinaryIO) -> Tree:
+    """The tree of the image in ``file``. Raises what ``Catalog`` raises."""
+    reader = Reader(file)
+    head = volume.parse(reader.head(volume.HEAD))
+    if head.primary is None:
+        return _udf_tree(reader, head)
+    builder = Builder(_volume(reader, head, head.primary.label, head.primary.size))
+    plain = walk9660.Walk(reader, builder, head.primary, joliet=False)
+    if plain.has_rock_ridge():
+        plain.run()
+        return builder.tree(ROCK_RIDGE)
+    if head.joliet is not None:
+        walk9660.Walk(reader, builder, head.joliet, joliet=True).run()
+        return builder.tree(JOLIET)
+    if head.udf:
+        try:
+            return _udf_tree(reader, head)
+        except ImageError as error:
+            builder.note(f"the plain names are used, for UDF cannot be: {error}")
+    plain.run()
+    return builder.tree(PLAIN)
 
-    def _whole(self, path: str, first: DirectoryRecord) -> Extent:
-        """One extent from all the records of a file. Raises ImageError when there are gaps."""
-        start = end = first.extent_location() * self._block
-        part: DirectoryRecord | None = first
-        while part is not None:
-            if part.extent_location() * self._block != end:
-                raise ImageError(f"{path} lies in several pieces")
-            end += part.data_length
-            part = part.data_continuation
-        return Extent(start, end - start)
+
+def _udf_tree(reader: Reader, head: Head) -> Tree:
+    found = walkudf.find_volume(reader)
+    label, size = found.label, 0
+    if head.primary is not None:
+        label, size = label or head.primary.label, head.primary.size
+    builder = Builder(_volume(reader, head, label, size))
+    walkudf.Walk(reader, builder, found).run()
+    return builder.tree(UDF)
+
+
+def _volume(reader: Reader, head: Head, label: str, size: int) -> Volume:
+    images: tuple[BootImage, ...] = ()
+    if head.boot_catalog is not None:
+        span = Span(head.boot_catalog, head.boot_catalog + volume.SECTOR)
+        reader.gather([span])
+        images = volume.boot_images(reader.bytes_at(span))
+    return Volume(label, size, reader.size, head.mbr, head.gpt, images)
 
 
 def write_iso(target: Path, files: Mapping[str, Path], label: str) -> None:
@@ -122,16 +126,3 @@ def write_iso(target: Path, files: Mapping[str, Path], label: str) -> None:
         iso.add_file(str(local), iso_path, rr_name=where.name, file_mode=0o100444)
     iso.write(str(target))
     iso.close()
-
-
-def _in_its_place(record: DirectoryRecord) -> DirectoryRecord:
-    """The directory itself where ``record`` stands for one that was moved for being too deep."""
-    rock_ridge = record.rock_ridge
-    if rock_ridge is not None and rock_ridge.cl_to_moved_dr is not None:
-        return rock_ridge.cl_to_moved_dr
-    return record
-
-
-def _is_elsewhere(record: DirectoryRecord) -> bool:
-    """Whether this is where a directory was moved to, and not where it belongs."""
-    return record.rock_ridge is not None and record.rock_ridge.relocated_record()

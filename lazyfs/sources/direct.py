@@ -9,10 +9,13 @@ behind the other, for one round trip. The caller takes them in order, each to it
 An idle connection may have been closed by the server in the meantime. One that shows it is dropped;
 one that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
 repeated (RFC 9110 section 9.2.2).
+
+What is too slow is told from what is only slow by ``pace.py``.
 """
 
 import select
 import ssl
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
@@ -22,6 +25,7 @@ import trio
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable
 from lazyfs.sources import http1
 from lazyfs.sources.failures import reason, untrusted
+from lazyfs.sources.pace import Pace
 from lazyfs.sources.urls import Origin
 
 _RECEIVE = 256 << 10  # bytes asked of the socket at a time
@@ -66,25 +70,30 @@ class _Encrypted(trio.abc.Stream):
 class Connection:
     """One connection, in use or idle."""
 
-    __slots__ = ("_below", "_poll", "expected", "idle_since", "stream", "unread")
+    __slots__ = ("_below", "_poll", "_rested", "_slept", "expected", "stream", "unread")
 
     def __init__(self, stream: _Stream, fd: int, below: _Encrypted | None = None) -> None:
         """``below``: what a TLS stream stands on."""
         self.stream = stream
-        self.idle_since = 0.0
         self.expected = 0  # answers that have not been read to their end
         self.unread = bytearray()  # received already
+        self._rested = self._slept = 0.0
         self._below = below
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    async def usable(self, now: float) -> bool:
+    def rest(self) -> None:
+        """It is idle from now on."""
+        self._rested, self._slept = trio.current_time(), time_suspended()
+
+    async def usable(self) -> bool:
         """Whether it can be used again: young enough, and the server has not said anything.
 
         Between answers a server has nothing to say but that it closes. What it says all the same
         must not be taken for the next answer.
         """
-        if now - self.idle_since >= _IDLE or self._poll.poll(0):
+        idle = trio.current_time() - self._rested + time_suspended() - self._slept
+        if idle >= _IDLE or self._poll.poll(0):
             return False
         return self._below is None or await self._says_nothing(self._below)
 
@@ -112,6 +121,7 @@ class DirectAnswer:
         self._origin = origin
         self._keep = head.keep and self.counted
         self._left = head.length or 0
+        self._pace = Pace.of_body(origin.patience)
 
     def __aiter__(self) -> "DirectAnswer":
         return self
@@ -126,7 +136,8 @@ class DirectAnswer:
             del unread[: self._left]
         else:
             # One byte more than there should be, to see whether there is one.
-            piece = await self._origin.receive(self.connection, min(self._left + 1, _RECEIVE))
+            most = min(self._left + 1, _RECEIVE)
+            piece = await self._origin.receive(self.connection, most, self._pace)
             unread += piece[self._left :]
             piece = piece[: self._left] if unread else piece
         self._left -= len(piece)
@@ -143,10 +154,10 @@ class DirectOrigin:
     """Connections to one origin."""
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None, patience: float) -> None:
-        """``patience``: seconds that a silent server is waited for."""
+        """``patience``: seconds that a server which does not get on is waited for."""
+        self.patience = patience
         self._origin = origin
         self._tls = tls
-        self._patience = patience
         self._idle: deque[Connection] = deque()
 
     async def get(self, request: bytes, count: int = 1) -> tuple[DirectAnswer, bool]:
@@ -161,8 +172,10 @@ class DirectOrigin:
                 return await self._exchange(connection, request, count), True
             except (Unreachable, BadAnswer) as error:
                 # Closed by the server while it was idle, or it had said more than it announced:
-                # a fresh connection heals that. Silence it does not.
+                # a fresh connection heals that. Silence has used up the time for another try; the
+                # way to the server may have forgotten the others too.
                 if isinstance(error.__cause__, trio.TooSlowError):
+                    await self.close_idle()
                     raise
         return await self._exchange(await self._connect(), request, count), False
 
@@ -176,17 +189,19 @@ class DirectOrigin:
             return None
         return await self._answer(connection)
 
-    async def receive(self, connection: Connection, most: int) -> bytes | bytearray:
+    async def receive(self, connection: Connection, most: int, pace: Pace) -> bytes | bytearray:
         """At least one byte of an answer. Raises Unreachable."""
+        asked = trio.current_time()
         try:
-            with trio.fail_after(self._patience):
+            with trio.fail_after(pace.left):
                 piece = await connection.stream.receive_some(most)
         except trio.TooSlowError as error:
-            raise Unreachable(f"{self._origin.host} fell silent") from error
+            raise Unreachable(pace.complaint(self._origin.host)) from error
         except (trio.BrokenResourceError, OSError) as error:
             raise Unreachable(f"the connection to {self._origin.host} broke") from error
         if not piece:
             raise Unreachable(f"{self._origin.host} broke off")
+        pace.received(len(piece), trio.current_time() - asked)
         return piece
 
     async def finished(self, connection: Connection, *, good: bool) -> None:
@@ -195,7 +210,7 @@ class DirectOrigin:
         if good and connection.expected:
             return
         if good and not connection.unread:
-            connection.idle_since = trio.current_time()
+            connection.rest()
             self._idle.append(connection)
         else:
             connection.expected = 0
@@ -209,7 +224,7 @@ class DirectOrigin:
         """The idle connection that was used last, if one is still good."""
         while self._idle:
             connection = self._idle.pop()
-            if await connection.usable(trio.current_time()):
+            if await connection.usable():
                 return connection
             await _close(connection)
         return None
@@ -217,8 +232,10 @@ class DirectOrigin:
     async def _connect(self) -> Connection:
         host = self._origin.host
         try:
-            with trio.fail_after(self._patience):
+            with trio.fail_after(self.patience):
                 tcp = await trio.open_tcp_stream(host, self._origin.port)
+                if tcp.socket.getsockname() == tcp.socket.getpeername():
+                    await self._not_with_ourselves(tcp)
                 if self._tls is None:
                     return Connection(tcp, tcp.socket.fileno())
                 return await self._encrypted(tcp, self._tls)
@@ -226,6 +243,13 @@ class DirectOrigin:
             raise Unreachable(f"cannot connect to {host}: no answer") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise _refused(host, error) from error
+
+    async def _not_with_ourselves(self, tcp: trio.SocketStream) -> None:
+        """Where nobody listens on a port of this machine, it may be given to a connection to that
+        very port, which then is its own other end. It would also keep the server from coming back.
+        """
+        await trio.aclose_forcefully(tcp)
+        raise Unreachable(f"cannot connect to {self._origin.host}: nobody listens there")
 
     async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> Connection:
         below = _Encrypted(tcp)
@@ -260,9 +284,10 @@ class DirectOrigin:
 
     async def _receive_head(self, connection: Connection) -> http1.Head:
         """The head of an answer; interim answers are skipped."""
+        pace = Pace.of_head(self.patience)
         for _ in range(_MOST_INTERIM):
             while (parsed := http1.parse_head(connection.unread)) is None:
-                connection.unread += await self.receive(connection, _RECEIVE)
+                connection.unread += await self.receive(connection, _RECEIVE, pace)
             head, taken = parsed
             del connection.unread[:taken]
             if not head.interim:
@@ -271,12 +296,18 @@ class DirectOrigin:
 
     async def _send(self, connection: Connection, request: bytes) -> None:
         try:
-            with trio.fail_after(self._patience):
+            with trio.fail_after(self.patience):
                 await connection.stream.send_all(request)
         except trio.TooSlowError as error:
             raise Unreachable(f"{self._origin.host} takes no requests") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise Unreachable(f"the connection to {self._origin.host} broke") from error
+
+
+def time_suspended() -> float:
+    """Seconds that this machine has slept: its clocks stand still, and connections are forgotten
+    meanwhile, but no socket shows it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 async def _close(connection: Connection) -> None:

@@ -6,6 +6,9 @@ import ssl
 
 from lazyfs.errors import UntrustedServer
 
+# How OpenSSL says, in one version or another, that what came was no TLS.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+
 
 def untrusted(host: str, error: BaseException) -> UntrustedServer | None:
     """The error that a certificate which does not hold means; None if it was something else."""
@@ -22,7 +25,8 @@ def reason(error: BaseException) -> str:
     """The operating system's own words for a failure, or else the library's."""
     for cause in reversed(_causes(error)):
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            return cause.reason.replace("_", " ").lower()
+            said = cause.reason.replace("_", " ").lower()
+            return f"{said}: it does not speak TLS" if cause.reason in _NOT_TLS else said
         if isinstance(cause, socket.gaierror):
             return str(cause.strerror)
         if isinstance(cause, OSError) and cause.errno:

@@ -2,7 +2,8 @@
 
 ``HttpClient`` is one for a process: TLS, proxies, logins, and how many requests a host gets.
 ``HttpSource`` is one image: it follows the redirects of its URL once, remembers where they led, and
-resolves them again when that place expires (signed links do).
+resolves them again when that place expires (signed links do) or fails (mirrors do). The place is
+given up only when another one has answered well: either may be back first.
 
 There are two ways to ask. The careful one, through httpx, knows proxies and every shape of an
 answer; it follows redirects. The direct one (``direct.py``) takes a fifth of its CPU time; it is
@@ -14,10 +15,12 @@ adds (redirects, cookies, decoding) is what must be decided here. HTTP/1.1 only:
 3 to 6 times slower.
 
 A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
+No message repeats what a library or a server says in words, where that may hold a secret.
 """
 
 import logging
 import netrc
+import re
 import ssl
 import urllib.request
 from base64 import b64encode
@@ -38,23 +41,27 @@ from lazyfs.sources.direct import Connection, DirectAnswer, DirectOrigin
 from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
+from lazyfs.sources.pace import Pace
 
 log = logging.getLogger(__name__)
 
 Fields = list[tuple[str, str]]  # of a header: names and values
 
 MAX_REDIRECTS = 10
+NEXT_DATE = 1.0  # seconds to the next date that HTTP can write
 
 # What a failed request says of the way to the server. The first class that fits decides.
 _FAILURES: tuple[tuple[type[httpx.TransportError], str], ...] = (
     (httpx.ConnectTimeout, "cannot connect to {host}: no answer"),
     (httpx.TimeoutException, "{host} fell silent"),
-    (httpx.ProxyError, "the proxy on the way to {host} refuses: {reason}"),
     (httpx.ConnectError, "cannot connect to {host}: {reason}"),
-    (httpx.RemoteProtocolError, "{host} broke off: {reason}"),
+    (httpx.RemoteProtocolError, "{host} broke off"),
     (httpx.NetworkError, "the connection to {host} broke: {reason}"),
-    (httpx.TransportError, "cannot talk to {host}: {reason}"),
+    (httpx.TransportError, "cannot talk to {host}"),
 )
+
+_ENDED = re.compile("closed connection|disconnected")  # httpcore: what broke was the connection
+_STATUS = re.compile(r"\d{3}\b")
 
 
 class Answer(Protocol):
@@ -91,11 +98,18 @@ class HttpClient:
         """GET through the complete client. Raises a SourceError."""
         patience = self._options.stall
         timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
-        request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
         host, proxy = urls.origin(url).host, self._proxy(url)
+        try:
+            request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise Unreachable(f"{host} cannot be the name of a host") from error
         transport = self._transport(proxy)
         try:
-            return CarefulAnswer(await transport.handle_async_request(request), host)
+            # Connecting may take the patience, and then the head; httpx limits neither as a whole.
+            with trio.fail_after(2 * patience):
+                return CarefulAnswer(await transport.handle_async_request(request), host, patience)
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{host} never comes to its answer") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _translated(error, f"the proxy {urls.shown(proxy)}" if proxy else host) from error
         except httpx.TransportError as error:
@@ -113,12 +127,13 @@ class HttpClient:
 
     def fields(self, url: str, home: str) -> Fields:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
-        fields = [("User-Agent", self._options.user_agent)]
         there = urls.origin(url)
         at_home = urls.origin(home).may_share(there)
-        if at_home:
-            fields += self._options.headers
-        if any(name.lower() == "authorization" for name, _ in fields):
+        fields: Fields = [*self._options.headers] if at_home else []
+        named = {name.lower() for name, _ in fields}
+        if "user-agent" not in named:
+            fields.insert(0, ("User-Agent", self._options.user_agent))
+        if "authorization" in named:
             return fields
         login = (urls.login(home) if at_home else None) or self._netrc_login(there, at_home)
         if login:
@@ -194,22 +209,28 @@ class HttpClient:
 class CarefulAnswer:
     """An answer that came through httpx."""
 
-    def __init__(self, response: httpx.Response, host: str) -> None:
+    def __init__(self, response: httpx.Response, host: str, patience: float) -> None:
         self.status = response.status_code
         self.headers: httprange.Headers = response.headers
         self._response = response
         self._host = host
-
+        self._pace = Pace.of_body(patience)
         self._pieces = cast(httpx.AsyncByteStream, response.stream).__aiter__()
 
     def __aiter__(self) -> "CarefulAnswer":
         return self
 
     async def __anext__(self) -> bytes:
+        asked = trio.current_time()
         try:
-            return await self._pieces.__anext__()
+            with trio.fail_after(self._pace.left):
+                piece = await self._pieces.__anext__()
+        except trio.TooSlowError as error:
+            raise Unreachable(self._pace.complaint(self._host)) from error
         except httpx.TransportError as error:
             raise _translated(error, self._host) from error
+        self._pace.received(len(piece), trio.current_time() - asked)
+        return piece
 
     async def aclose(self) -> None:
         await self._response.aclose()
@@ -287,13 +308,23 @@ class HttpSource:
         """Ask the server what the image is now; from then on that version is pinned.
 
         A ranged GET, not a HEAD: only this shows that ranges work, and some servers refuse HEAD.
-        Raises a SourceError.
+        An image that was written this very second is asked for again a second later, when its
+        validators are good. Raises a SourceError.
         """
+        identity, just_written = await self._open()
+        if just_written and not identity.pinned:
+            await trio.sleep(NEXT_DATE)
+            identity, _ = await self._open()
+        self._identity = identity
+        return identity
+
+    async def _open(self) -> tuple[Identity, bool]:
+        """What the image is, and whether it was written in this very second."""
         async with self._answer(0, 1, self._ask_directly) as answer:
-            self._identity = httprange.judge_opening(self._name, answer.status, answer.headers)
+            identity = httprange.judge_opening(self._name, answer.status, answer.headers)
             async for _ in _Body(answer, 1, self.link):
                 pass  # so that the connection can be used again
-        return self._identity
+            return identity, httprange.just_written(answer.headers)
 
     def streams(
         self, ranges: Sequence[tuple[int, int]]
@@ -326,9 +357,8 @@ class HttpSource:
     @asynccontextmanager
     async def _answer(self, offset: int, length: int, ask: _Ask) -> AsyncIterator[Answer]:
         """The answer to a range request, by ``ask`` if that can tell; errors name the image."""
-        wanted = httprange.request_headers(offset, length)
         try:
-            answer = await ask(wanted) or await self._ask_carefully(wanted)
+            answer = await self._find(httprange.request_headers(offset, length), ask)
             try:
                 yield answer
             finally:
@@ -337,6 +367,26 @@ class HttpSource:
             if self._name not in error.message:
                 error.about(self._name)
             raise
+
+    async def _find(self, wanted: Fields, ask: _Ask) -> Answer:
+        """The answer from where redirects last led; if that has failed, from where they lead now.
+
+        ``ask`` comes first; where it cannot tell, the careful way does.
+        """
+        home = urls.bare(self._home)
+        redirected = self._place.url != home
+        try:
+            answer = await ask(wanted) or await self._follow(self._place.url, wanted)
+        except Unreachable as error:
+            if not redirected:
+                raise
+            log.info("%s: %s; resolving the redirect again", self._name, error.message)
+        else:
+            if not (redirected and answer.status in httprange.FAILED_TARGET):
+                return answer
+            await answer.aclose()
+            log.info("%s: the redirect's target has expired, resolving it again", self._name)
+        return await self._follow(home, wanted)
 
     async def _ask_directly(self, wanted: Fields) -> Answer | None:
         """Ask where the redirects last led; None if only the careful way can tell."""
@@ -383,7 +433,7 @@ class HttpSource:
 
     async def _accepted(self, answer: DirectAnswer) -> Answer | None:
         """``answer`` if it can be judged as it is; None if the careful way has to ask again."""
-        if self._moved(answer.status):
+        if answer.status in httprange.REDIRECTS:
             await answer.aclose()
             return None
         if answer.status == 206 and not answer.counted:
@@ -392,20 +442,6 @@ class HttpSource:
             self._place = replace(self._place, direct=None)
             return None
         return answer
-
-    async def _ask_carefully(self, wanted: Fields) -> Answer:
-        """Ask where the redirects last led; if that has expired, start again at the first URL."""
-        answer = await self._follow(self._place.url, wanted)
-        if self._moved(answer.status):
-            await answer.aclose()
-            log.info("%s: the redirect's target has expired, resolving it again", self._name)
-            answer = await self._follow(urls.bare(self._home), wanted)
-        return answer
-
-    def _moved(self, status: int) -> bool:
-        """Whether a status says that the image is no longer where it was found, but elsewhere."""
-        expired = status in httprange.EXPIRED and self._place.url != urls.bare(self._home)
-        return expired or status in httprange.REDIRECTS
 
     async def _follow(self, url: str, wanted: Fields) -> Answer:
         """The first answer that is no redirect; its URL becomes the target if it is good."""
@@ -429,6 +465,14 @@ class HttpSource:
 
 def _translated(error: httpx.TransportError, host: str) -> LazyfsError:
     """The error of ours that a failed request means."""
+    if isinstance(error, httpx.RemoteProtocolError) and not _ENDED.search(str(error)):
+        return BadAnswer("the server's answer is not valid HTTP", "check the URL, and its port")
+    if isinstance(error, httpx.ProxyError):
+        said = _STATUS.match(str(error))
+        return Unreachable(
+            f"the proxy on the way to {host} refuses{f': {said[0]}' if said else ''}",
+            "check the proxy, and its login",
+        )
     what = next(text for kind, text in _FAILURES if isinstance(error, kind))
     return untrusted(host, error) or Unreachable(what.format(host=host, reason=reason(error)))
 

@@ -17,8 +17,9 @@ from lazyfs.errors import BadAnswer
 MAX_HEAD = 64 * 1024  # bytes; servers limit what they accept to much less
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n\0]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0-\x08\n-\x1f\x7f]*?)[ \t]*")
 _LENGTH = re.compile(r"\d{1,18}")
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, or a handshake (RFC 8446 section 5.1)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class Head:
 
 
 def request(host: str, target: str, fields: list[tuple[str, str]]) -> bytes:
-    """A GET for ``target`` (path and query, as it goes on the wire) at ``host`` (and port)."""
-    lines = [f"GET {target} HTTP/1.1", f"Host: {host}"]
+    """A GET for ``target`` (path and query, as it goes on the wire) at ``host`` (and port).
+
+    A Host among the fields stands in for ``host``.
+    """
+    lines = [f"GET {target} HTTP/1.1"]
+    if not any(name.lower() == "host" for name, _ in fields):
+        lines.append(f"Host: {host}")
     lines += (f"{name}: {value}" for name, value in fields)
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
@@ -55,13 +61,15 @@ def parse_head(received: bytes | bytearray) -> tuple[Head, int] | None:
     """
     end = received.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD:
-        if len(received) >= MAX_HEAD + 4 or (len(received) >= 5 and received[:5] != b"HTTP/"):
-            raise BadAnswer("the server's answer is not HTTP")
+        if len(received) >= 5 and received[:5] != b"HTTP/":
+            raise _not_http(received)
+        if len(received) >= MAX_HEAD + 4:
+            raise BadAnswer("the header of the server's answer has no end")
         return None
     first, *rest = bytes(received[:end]).split(b"\r\n")
     status = _STATUS_LINE.fullmatch(first)
     if not status:
-        raise BadAnswer("the server's answer is not HTTP")
+        raise _not_http(received)
     headers: dict[str, str] = {}
     for line in rest:
         field = _FIELD.fullmatch(line)
@@ -70,6 +78,13 @@ def parse_head(received: bytes | bytearray) -> tuple[Head, int] | None:
         name, value = field[1].decode("ascii").lower(), field[2].decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return _head(int(status[2]), status[1] == b"1", headers), end + 4
+
+
+def _not_http(received: bytes | bytearray) -> BadAnswer:
+    """The error for an answer that does not begin as HTTP; TLS is what it most often is."""
+    if received[:2] in _TLS_RECORDS:
+        return BadAnswer("the server's answer is not HTTP, but TLS", "try https:// in the URL")
+    return BadAnswer("the server's answer is not HTTP", "check the URL, and its port")
 
 
 def _head(status: int, persistent: bool, headers: dict[str, str]) -> Head:

@@ -8,6 +8,8 @@ Every answer is judged before one byte of it is used. The rules, by RFC 9110:
   compared on each answer, so that two versions of an image never mix;
 - an answer in a content coding has other offsets than the image: refused (section 8.4).
 
+A message never repeats what a server wrote in words: it may have been told a secret.
+
 ``If-Range`` is not sent: a changed image would then come as a whole 200, where comparing the
 validators of a 206 says the same for the price of a header.
 """
@@ -32,15 +34,19 @@ from lazyfs.sources import urls
 
 Headers = Mapping[str, str]  # names in lower case
 
-MAX_SIZE = 1 << 62  # what fits a signed 64-bit file offset, with room to add to it
+# 64 TiB, for which the bitmap of a cache takes 256 MiB (in blocks of 32 KiB). An image that is
+# said to be larger is a mistake, or meant to do harm.
+MAX_SIZE = 1 << 46
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-EXPIRED = frozenset({403, 404, 410})  # how a redirect's target says that its time is over
+# How a redirect's target says that its time is over, or that it is out of order.
+FAILED_TARGET = frozenset({403, 404, 410, 500, 502, 503, 504})
 
 _CONTENT_RANGE = re.compile(
-    r"bytes (?:(\d{1,20})-(\d{1,20})|\*)/(\d{1,20}|\*)", re.IGNORECASE | re.ASCII
+    r"bytes (?:(\d{1,40})-(\d{1,40})|\*)/(\d{1,40}|\*)", re.IGNORECASE | re.ASCII
 )
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress"})
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -60,6 +66,7 @@ def judge_opening(image: str, status: int, headers: Headers) -> Identity:
     first, last, size = _content_range(image, headers)
     if (first, last) != (0, 0):
         raise BadAnswer(f"{image}: the server sent another range than the one asked for")
+    _judge_length(image, headers, 1)
     return identity_of(headers, size)
 
 
@@ -83,9 +90,7 @@ def judge_answer(
             f"{image}: asked for bytes {offset} to {offset + length - 1}, "
             f"the server sent {first} to {last}"
         )
-    announced = headers.get("content-length")
-    if announced is not None and announced != str(length):
-        raise BadAnswer(f"{image}: the server sent {announced} bytes for a range of {length}")
+    _judge_length(image, headers, length)
 
 
 def identity_of(headers: Headers, size: int) -> Identity:
@@ -95,9 +100,20 @@ def identity_of(headers: Headers, size: int) -> Identity:
     8.8.1), so Last-Modified stands in for it.
     """
     etag = headers.get("etag", "")
-    if _STRONG_ETAG.fullmatch(etag):
-        return Identity(size, etag, headers.get("last-modified"))
-    return Identity(size, None, headers.get("last-modified"))
+    date = None if just_written(headers) else headers.get("last-modified")
+    if _ETAG.fullmatch(etag):
+        return Identity(size, etag, date)
+    weak = etag.removeprefix("W/")
+    return Identity(size, None, date, weak if _ETAG.fullmatch(weak) else None)
+
+
+def just_written(headers: Headers) -> bool:
+    """Whether the image was last modified in the very second of this answer.
+
+    It may be again before that second is over, so the date does not pin it yet (RFC 9110 section
+    8.8.2.2). A server must not send a date in the future, so the two are equal then.
+    """
+    return headers.get("last-modified", "") == headers.get("date")
 
 
 def redirect_target(image: str, url: str, status: int, headers: Headers) -> str | None:
@@ -140,10 +156,13 @@ def _judge_status(image: str, status: int, headers: Headers) -> None:
     """Pass a 206 that holds one plain byte range; raise what any other answer means."""
     if status != 206:
         raise _refusal(image, status, headers)
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise BadAnswer(f"{image}: the server says in two ways how long its answer is")
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", ""):
+        shown = repr(coding) if coding in _CODINGS else "that it names"
         raise BadAnswer(
-            f"{image}: the server sends it in the content coding {coding!r}",
+            f"{image}: the server sends it in the content coding {shown}",
             "switch compression off for this file on the server",
         )
     if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
@@ -177,14 +196,30 @@ def _refusal(image: str, status: int, headers: Headers) -> SourceError:
 
 def _content_range(image: str, headers: Headers) -> tuple[int, int, int]:
     """First byte, last byte and complete size from Content-Range (RFC 9110 section 14.4)."""
-    value = headers.get("content-range", "")
-    match = _CONTENT_RANGE.fullmatch(value.strip())
+    value = headers.get("content-range", "").strip()
+    match = _CONTENT_RANGE.fullmatch(value)
+    if value and not match:
+        raise BadAnswer(f"{image}: the server's Content-Range makes no sense")
     if not match or match[1] is None or match[3] == "*":
         raise BadAnswer(f"{image}: the server does not say which part of how much it sends")
     first, last, size = int(match[1]), int(match[2]), int(match[3])
-    if not first <= last < size <= MAX_SIZE:
-        raise BadAnswer(f"{image}: the server's Content-Range makes no sense: {value[:80]!r}")
+    if not first <= last < size:
+        raise BadAnswer(f"{image}: the server's Content-Range makes no sense: {value!r}")
+    if size > MAX_SIZE:
+        raise BadAnswer(
+            f"{image}: the server says that it has {size} bytes, and no more than "
+            f"{MAX_SIZE >> 40} TiB can be handled",
+            "check the URL",
+        )
     return first, last, size
+
+
+def _judge_length(image: str, headers: Headers, length: int) -> None:
+    announced = headers.get("content-length", str(length))
+    if announced == str(length):
+        return
+    how_many = announced if announced.isascii() and announced.isdigit() else "uncounted"
+    raise BadAnswer(f"{image}: the server sent {how_many[:40]} bytes for a range of {length}")
 
 
 def _changed(image: str) -> ImageChanged:

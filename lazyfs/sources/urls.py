@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 from lazyfs.errors import UsageError
 
 _PORTS = {"http": 80, "https": 443}
+_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%[^\[\]]+)?\](:\d*)?")  # an IPv6 address, and a port
 _FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: a name, if it has one, and a value
 _SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and what is escaped already
 
@@ -37,7 +38,7 @@ def parse(url: str) -> SplitResult:
     """Split an http or https URL. Raises UsageError for what is none."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        _ = parts.port
     except ValueError as error:
         raise UsageError(f"{shown(url)} is not a URL", "check its spelling") from error
     if parts.scheme not in _PORTS:
@@ -45,7 +46,7 @@ def parse(url: str) -> SplitResult:
             f"{shown(url)}: {parts.scheme or 'this'} is not a kind of URL that lazyfs reads",
             "give an http:// or https:// URL",
         )
-    if not host or any(c.isspace() or not c.isprintable() for c in url):
+    if not _is_host(parts) or any(c.isspace() or not c.isprintable() for c in url):
         raise UsageError(f"{shown(url)} is not a URL", "check its spelling and quoting")
     return parts
 
@@ -116,6 +117,21 @@ def file_name(url: str) -> str:
         if safe not in ("", ".", ".."):
             return safe
     return "image"
+
+
+def with_ending(url: str, ending: str) -> str:
+    """The URL of the file beside the image whose name is the image's with this ending."""
+    parts = parse(url)
+    return urlunsplit(parts._replace(path=parts.path + ending))
+
+
+def _is_host(parts: SplitResult) -> bool:
+    """Whether a URL names a host that can be looked up (labels by RFC 1035 section 2.3.4)."""
+    authority = _host_port(parts.netloc)
+    if "[" in authority or "]" in authority:
+        return bool(_BRACKETED.fullmatch(authority))
+    labels = (parts.hostname or "").removesuffix(".").split(".")
+    return all(0 < len(label) < 64 for label in labels)
 
 
 def _cut(name: str, most: int) -> str:

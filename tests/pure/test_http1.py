@@ -71,6 +71,12 @@ def test_a_request_without_fields_has_its_host() -> None:
     assert http1.request("[::1]", "/", []) == b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 
 
+@pytest.mark.parametrize("name", ["Host", "host", "HOST"])
+def test_a_host_that_was_named_stands_in_for_the_urls_own(name: str) -> None:
+    raw = http1.request("127.0.0.1", "/", [("X", "y"), (name, "mirror.test")])
+    assert raw == f"GET / HTTP/1.1\r\nX: y\r\n{name}: mirror.test\r\n\r\n".encode()
+
+
 # Targets
 
 
@@ -175,7 +181,7 @@ def test_status_lines(line: bytes, status: int) -> None:
         (b"ETaG: x", "etag", "x"),
         (b"!#$%&'*+-.^_`|~09: x", "!#$%&'*+-.^_`|~09", "x"),
         (b"A: \xe9\xff", "a", "\xe9\xff"),
-        (b"A: \x01\x7f", "a", "\x01\x7f"),
+        (b"A: b\tc", "a", "b\tc"),
     ],
 )
 def test_fields(line: bytes, name: str, value: str) -> None:
@@ -329,6 +335,9 @@ def test_malformed_status_lines(line: bytes) -> None:
         b'"A": no token',
         b"A\0: x",
         b"A: x\0y",
+        b"A: \x01",
+        b"A: x\x1b[31m",
+        b"A: x\x7f",
         b"A: x\ry",
         b"A: x\nB: y",
         b"A: x\r",
@@ -339,6 +348,11 @@ def test_malformed_status_lines(line: bytes) -> None:
 def test_malformed_fields(line: bytes) -> None:
     for lines in ([line], [b"Content-Length: 5", line], [line, b"Content-Length: 5"]):
         assert "malformed" in str(refused(head(b"HTTP/1.1 206 x", *lines)))
+
+
+def test_tls_is_told_by_its_name() -> None:
+    for record in (b"\x15\x03\x01\0\x02\x02\x50", b"\x16\x03\x03\0\x7a\x02"):
+        assert "https://" in str(refused(record))
 
 
 @pytest.mark.parametrize("raw", [b"SSH-2", b"\0\0\0\0\0", b"http/", b"HTTP:"])
@@ -382,7 +396,7 @@ def test_the_longest_head_does_not_depend_on_where_it_is_cut() -> None:
     "raw", [padded(MAX_HEAD + 1), padded(MAX_HEAD + 1)[:-1], b"HTTP/1.1 " + b"2" * (1 << 20)]
 )
 def test_an_endless_head(raw: bytes) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswer, match="has no end"):
         http1.parse_head(raw)
 
 
@@ -426,7 +440,8 @@ def test_a_verdict_is_final(raw: bytes, more: bytes) -> None:
 
 
 TOKENS = st.text("abcXYZ019-_!~", min_size=1, max_size=8)
-VALUES = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=20)
+CONTROLS = "".join(map(chr, [*range(9), *range(10, 32), 127]))
+VALUES = st.text(st.characters(max_codepoint=255, exclude_characters=CONTROLS), max_size=20)
 
 
 @given(

@@ -88,9 +88,9 @@ BAD_RANGES = [
     "bytes 100-149/10000, bytes 100-149/10000",
     "bytes=100-149/10000",
     "items 100-149/10000",
-    f"bytes 100-149/{(1 << 62) + 1}",
+    f"bytes 100-149/{httprange.MAX_SIZE + 1}",
     f"bytes {1 << 64}-{(1 << 64) + 49}/{1 << 65}",
-    f"bytes 100-149/{'9' * 21}",
+    f"bytes 100-149/{'9' * 41}",
     f"bytes {'9' * 5000}-{'9' * 5000}/{'9' * 5000}",
     "bytes \u0661\u0660\u0660-149/10000",  # digits, but not HTTP's
 ]
@@ -103,6 +103,12 @@ def test_a_content_range_that_says_nothing_sound(content_range: str | None) -> N
     assert len(str(caught.value)) < 300
     with pytest.raises(BadAnswer):
         httprange.judge_opening("img", **answer(content_range=content_range))
+
+
+@pytest.mark.parametrize("size", [httprange.MAX_SIZE + 1, 1 << 62, 1 << 63, 1 << 64, 10**30])
+def test_a_size_that_nothing_holds_is_called_one(size: int) -> None:
+    with pytest.raises(BadAnswer, match=f"has {size} bytes, and no more than 64 TiB"):
+        opened(content_range=f"bytes 0-0/{size}")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,7 @@ def test_a_content_range_that_says_nothing_sound(content_range: str | None) -> N
         ({"content_length": "51"}, BadAnswer),
         ({"content_length": "-50"}, BadAnswer),
         ({"content_length": "x"}, BadAnswer),
+        ({"transfer_encoding": "chunked"}, BadAnswer),  # beside a Content-Length
         ({"etag": '"v2"'}, ImageChanged),
         ({"etag": 'W/"v1"'}, ImageChanged),
         ({"etag": None}, ImageChanged),
@@ -201,8 +208,6 @@ def opened(status: int = 206, **fields: str) -> Identity:
         ({}, Identity(SIZE)),
         ({"etag": '"v1"'}, Identity(SIZE, '"v1"')),
         ({"etag": '"v1"', "last_modified": MONDAY}, PINNED),
-        ({"etag": 'W/"v1"'}, Identity(SIZE)),
-        ({"etag": 'W/"v1"', "last_modified": MONDAY}, Identity(SIZE, None, MONDAY)),
         ({"etag": 'w/"v1"'}, Identity(SIZE)),
         ({"etag": "v1"}, Identity(SIZE)),
         ({"etag": '"v1'}, Identity(SIZE)),
@@ -212,12 +217,46 @@ def opened(status: int = 206, **fields: str) -> Identity:
         ({"etag": '""'}, Identity(SIZE, '""')),
         ({"etag": '"\xe9"'}, Identity(SIZE, '"\xe9"')),
         ({"content_range": "bytes 0-0/1"}, Identity(1)),
-        ({"content_range": f"bytes 0-0/{1 << 62}"}, Identity(1 << 62)),
+        ({"content_range": f"bytes 0-0/{1 << 46}"}, Identity(1 << 46)),
+        ({"last_modified": MONDAY, "date": TUESDAY}, Identity(SIZE, None, MONDAY)),
+        ({"last_modified": MONDAY, "date": MONDAY}, Identity(SIZE)),
+        ({"etag": '"v1"', "last_modified": MONDAY, "date": MONDAY}, Identity(SIZE, '"v1"')),
     ],
 )
 def test_opening_learns_the_identity(fields: dict[str, str], identity: Identity) -> None:
     assert opened(**fields) == identity
     assert identity.pinned == (identity.etag is not None or identity.last_modified is not None)
+
+
+def test_a_weak_tag_pins_nothing() -> None:
+    for fields in ({"etag": 'W/"v1"'}, {"etag": 'W/"v1"', "last_modified": MONDAY}):
+        identity = opened(**fields)
+        assert identity.etag is None
+        assert identity.pinned == ("last_modified" in fields)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "same"),
+    [
+        ('W/"1"', 'W/"1"', True),
+        ('W/"1"', '"1"', True),  # Apache: a weak tag for a fresh file, the same as strong one later
+        ('W/"1"', None, True),
+        (None, 'W/"1"', True),
+        ('W/"1"', 'W/"2"', False),
+        ('W/"1"', '"2"', False),
+        ('"1"', 'W/"1"', False),  # nobody vouches for the bytes any more
+    ],
+)
+@pytest.mark.parametrize("dates", [{}, {"last-modified": MONDAY}])
+def test_weak_tags_that_differ_are_of_two_versions(
+    first: str | None, later: str | None, same: bool, dates: dict[str, str]
+) -> None:
+    """Although the date is the same: two versions may have been written in one second."""
+    one, other = (
+        httprange.identity_of(({"etag": tag} if tag else {}) | dates, SIZE)
+        for tag in (first, later)
+    )
+    assert one.matches(other) is same
 
 
 @pytest.mark.parametrize(
@@ -228,6 +267,7 @@ def test_opening_learns_the_identity(fields: dict[str, str], identity: Identity)
         (200, {"content_length": "5"}, NoRanges, "range"),
         (206, {"content_range": f"bytes 1-1/{SIZE}"}, BadAnswer, "another range"),
         (206, {"content_range": f"bytes 0-99/{SIZE}"}, BadAnswer, "another range"),
+        (206, {"content_length": "2"}, BadAnswer, "sent 2 bytes for a range of 1"),
         (206, {"content_encoding": "gzip"}, BadAnswer, "gzip"),
         (206, {"content_type": "multipart/byteranges"}, BadAnswer, "multipart"),
     ],
@@ -239,7 +279,38 @@ def test_opening_refuses(
         opened(status, **fields)
 
 
+@pytest.mark.parametrize("field", ["content_encoding", "content_length", "content_range"])
+def test_no_message_repeats_what_the_server_wrote(field: str) -> None:
+    """A server may send back what it was told: a login, say."""
+    with pytest.raises(BadAnswer) as caught:
+        opened(**{"content_range": f"bytes 0-0/{SIZE}", field: "bytes s3cret"})
+    assert "s3cret" not in str(caught.value)
+
+
 # Identity
+
+
+@pytest.mark.parametrize(
+    ("fields", "just"),
+    [
+        ({}, False),
+        ({"date": MONDAY}, False),
+        ({"last-modified": MONDAY}, False),
+        ({"last-modified": MONDAY, "date": TUESDAY}, False),
+        ({"last-modified": MONDAY, "date": MONDAY}, True),
+    ],
+)
+def test_an_image_that_was_just_written(fields: dict[str, str], just: bool) -> None:
+    assert httprange.just_written(fields) is just
+
+
+def test_a_date_that_does_not_pin_yet_is_not_the_one_that_did() -> None:
+    """Rewritten in this second, the image may still have any content."""
+    identity = Identity(SIZE, None, MONDAY)
+    fresh = answer(etag=None, last_modified=TUESDAY, date=TUESDAY)
+    with pytest.raises(ImageChanged):
+        judge(**fresh, identity=identity)
+
 
 ETAGS = st.sampled_from([None, '"v1"', '"v2"'])
 DATES = st.sampled_from([None, MONDAY, TUESDAY])

@@ -44,7 +44,7 @@ VALUES = [
     ("--connections=64", "http.connections", 64),
     ("--timeout=0", "timeout", 0.0),
     ("--timeout=2m", "timeout", 120.0),
-    ("--timeout=2", "http.stall", 2.0),
+    ("--timeout=2", "http.stall", 2.0 / 3),
     ("--timeout=0", "http.stall", 15.0),
     ("--header=X-A: b", "http.headers", (("X-A", "b"),)),
     ("--header=X-A:b:c", "http.headers", (("X-A", "b:c"),)),
@@ -274,3 +274,14 @@ def test_version_and_help(flag: str, says: str, capsys: pytest.CaptureFixture[st
         parse([flag])
     assert caught.value.code == 0
     assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Range", "accept-encoding", "Connection", "If-Range"])
+def test_header_fields_that_belong_to_lazyfs_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--header cannot set {name}: it belongs to lazyfs"):
+        parse(["--header", f"{name}: x", "https://host/a.iso", "/m"])
+
+
+def test_a_host_of_ones_own_may_be_named() -> None:
+    options = parse(["--header", "Host: other", "https://host/a.iso", "/m"])
+    assert options.http.headers == (("Host", "other"),)

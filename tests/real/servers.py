@@ -1,15 +1,21 @@
 """HTTP servers on loopback: the real ones as they are installed, and one that answers by script."""
 
+import errno
 import os
+import random
+import select
 import shutil
 import socket
 import socketserver
+import ssl
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import responses
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
@@ -212,9 +218,35 @@ def find_program(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody uses, and that stays free while a server is away.
+
+    It is below those that the kernel gives to outgoing connections (ip_local_port_range in ip(7)):
+    a client that tries such a port again and again may be given it, and connect to itself.
+    """
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED:
+                return port
+    pytest.fail("no port is free")
+
+
+class Certificates:
+    """A certificate for 127.0.0.1 that nobody has signed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "certificate.pem"
+        self._key = directory / "key.pem"
+        what = ["-subj", "/CN=lazyfs test", "-addext", "subjectAltName=IP:127.0.0.1"]
+        made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-keyout", str(self._key), "-out", str(self.file)]
+        command = ["openssl", "req", "-x509", "-days", "2", *made, *what, *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    def server(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.file, self._key)
+        return context
 
 
 # The server that answers by script
@@ -249,6 +281,13 @@ class Answer:
     body: bytes = b""
     hang_up: bool = False
 
+    def head(self) -> bytes:
+        """Status line and header, as they go on the wire."""
+        counted = {"Content-Length": str(len(self.body))} | self.headers
+        fields = [f"{name}: {value}" for name, value in counted.items() if value]
+        lines = [f"HTTP/1.1 {self.status} {responses.get(self.status, '')}", *fields, "", ""]
+        return "\r\n".join(lines).encode("latin-1")
+
 
 @dataclass
 class Served:
@@ -263,6 +302,33 @@ class Served:
         return {name: value for name, value in pairs if value is not None}
 
 
+class Wire:
+    """A connection, as who answers on it sees it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, raw: bytes) -> None:
+        self._connection.sendall(raw)
+
+    def reset(self) -> None:
+        """Break the connection as a crashed machine does, with a RST."""
+        at_once = struct.pack("ii", 1, 0)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self._connection.close()
+        raise ConnectionAbortedError
+
+    def wait(self, seconds: float | None) -> None:
+        """Say nothing for so long, or (None) for good.
+
+        Raises ConnectionAbortedError as soon as either side has ended the connection.
+        """
+        watch = select.poll()
+        watch.register(self._connection, select.POLLRDHUP)
+        if watch.poll(None if seconds is None else seconds * 1000):
+            raise ConnectionAbortedError
+
+
 Behaviour = Callable[[Request], Answer | None]
 
 
@@ -273,15 +339,22 @@ class Scripted:
     for its connection, so it may wait.
     """
 
+    # Whether ``stop`` waits for the threads of connections: they must not wait for anything else.
+    threads_end_with_connections = False
+
     def __init__(self, **files: bytes) -> None:
-        """``files``: content by name; more can be put into ``files`` later, by path."""
+        """``files``: content by name; more can be put into ``files`` later, by path.
+
+        With ``tls`` set before ``start``, it speaks https.
+        """
+        self.tls: ssl.SSLContext | None = None
         self.files = {f"/{name}": Served(content) for name, content in files.items()}
         self.requests: list[Request] = []
         self.behaviour: Behaviour = lambda _: None
         self.failures: list[BaseException] = []  # defects of the script itself
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
-        self.port = 0
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         self.start()
@@ -298,12 +371,11 @@ class Scripted:
             assert not self.failures
 
     def url(self, name: str, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}/{name}"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}/{name}"
 
     def start(self) -> None:
         """Listen; on the same port as before, after a ``stop``."""
         self._listener = _Listener(self)
-        self.port = self._listener.server_address[1]
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,))
         self._thread.start()
 
@@ -313,13 +385,16 @@ class Scripted:
             return
         self._listener.shutdown()
         self._thread.join()
-        self._listener.server_close()
         self._listener.break_connections()
+        self._listener.server_close()
         self._listener = None
 
-    def answer(self, request: Request) -> Answer:
+    def converse(self, request: Request, wire: Wire) -> bool:
+        """Answer one request; returns whether the connection goes on."""
         self.requests.append(request)
-        return self.behaviour(request) or self.right_answer(request)
+        answer = self.behaviour(request) or self.right_answer(request)
+        wire.send(answer.head() + answer.body)
+        return not answer.hang_up
 
     def right_answer(self, request: Request) -> Answer:
         """What a good server says."""
@@ -342,13 +417,22 @@ class Scripted:
 
 class _Listener(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, script: Scripted) -> None:
         self.script = script
+        self.daemon_threads = not script.threads_end_with_connections
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", script.port), _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        if self.script.tls is not None:
+            # The handshake is made by the thread of the connection, as it reads.
+            request = self.script.tls.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            )
+        return request, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -367,7 +451,7 @@ class _Listener(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         error = sys.exception()
-        if error is not None and not isinstance(error, ConnectionError):
+        if error is not None and not isinstance(error, ConnectionError | ssl.SSLError):
             self.script.failures.append(error)
 
 
@@ -377,14 +461,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = self.server.script.answer(Request(self.path, headers))
-        self.send_response_only(answer.status)
-        for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
-            if value:
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer.body)
-        self.close_connection = self.close_connection or answer.hang_up
+        goes_on = self.server.script.converse(Request(self.path, headers), Wire(self.connection))
+        self.close_connection = self.close_connection or not goes_on
 
     def log_message(self, *args: object) -> None:
         """Requests are recorded, not printed."""

@@ -136,9 +136,9 @@ async def read_request(stream: trio.abc.Stream, received: bytearray) -> Request 
     first, *lines = head.decode("ascii").split("\r\n")
     method, target, version = first.split(" ")
     assert version == "HTTP/1.1"
-    fields = dict(line.split(": ", 1) for line in lines)
+    fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     assert len(fields) == len(lines), "a field came twice"
-    return Request(method, target, {name.lower(): value for name, value in fields.items()})
+    return Request(method, target, fields)
 
 
 @asynccontextmanager

@@ -336,7 +336,10 @@ async def test_a_defect_becomes_an_internal_error_and_the_cache_goes_on(
 # Deadlines
 
 
-async def test_a_read_ends_at_its_deadline_exactly(autojump_clock: MockClock) -> None:
+async def test_a_read_ends_at_its_deadline_exactly(
+    autojump_clock: MockClock, expected_log: Announce
+) -> None:
+    expected_log("ERROR: .*no data within")
     source = FakeSource(CONTENT)
     source.gate_at(0)
     async with running(new_cache(source, timeout=7)) as cache:
@@ -350,6 +353,7 @@ async def test_a_read_ends_at_its_deadline_exactly(autojump_clock: MockClock) ->
 async def test_a_deadline_tells_the_last_failure(
     autojump_clock: MockClock, expected_log: Announce
 ) -> None:
+    expected_log("ERROR: .*no data within")
     expected_log("WARNING: .*retrying")
     source = FakeSource(CONTENT)
     source.fail_at(0, *[Unreachable("cannot connect", "check the network")] * 100)
@@ -360,7 +364,10 @@ async def test_a_deadline_tells_the_last_failure(
         assert trio.current_time() == began + 30
 
 
-async def test_each_reader_has_its_own_deadline(autojump_clock: MockClock) -> None:
+async def test_each_reader_has_its_own_deadline(
+    autojump_clock: MockClock, expected_log: Announce
+) -> None:
+    expected_log("ERROR: .*no data within")
     source = FakeSource(CONTENT)
     source.gate_at(0)
     async with running(new_cache(source, timeout=10)) as cache, trio.open_nursery() as nursery:
@@ -386,8 +393,9 @@ async def test_without_a_deadline_a_read_waits_as_long_as_it_takes(
 
 
 async def test_nobody_waits_for_more_than_the_deadline_when_nothing_runs(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, expected_log: Announce
 ) -> None:
+    expected_log("ERROR: .*no data within")
     cache = new_cache(FakeSource(CONTENT), timeout=3)
     with pytest.raises(ReadTimeout):
         await cache.read(0, 1)
@@ -427,7 +435,10 @@ async def test_a_failed_request_is_not_repeated_for_one_who_left(
     assert len(source.requests) == 1
 
 
-async def test_lanes_come_back_when_the_cache_is_cancelled(autojump_clock: MockClock) -> None:
+async def test_lanes_come_back_when_the_cache_is_cancelled(
+    autojump_clock: MockClock, expected_log: Announce
+) -> None:
+    expected_log("ERROR: .*no data within")
     source = FakeSource(CONTENT, lanes=2)
     source.gate_at(0)
     source.gate_at(10 * BLOCK)

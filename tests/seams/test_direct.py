@@ -3,8 +3,6 @@
 import errno
 import gc
 import socket
-import ssl
-import subprocess
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -17,6 +15,7 @@ import trio
 from fakes import noise
 from hypothesis import given
 from hypothesis import strategies as st
+from real.servers import Certificates
 from sites import Proxy, Reply, Request, Site, chunked, listening, part, proxying, response, serving
 from trio.testing import MockClock
 
@@ -35,7 +34,7 @@ from lazyfs.errors import (
     UsageError,
 )
 from lazyfs.options import HttpOptions
-from lazyfs.sources import http1, urls
+from lazyfs.sources import direct, http1, httprange, urls
 from lazyfs.sources.direct import DirectOrigin
 from lazyfs.sources.http import HttpClient, HttpSource, httpx
 
@@ -167,6 +166,28 @@ async def test_ipv6() -> None:
         if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             raise
         pytest.skip("IPv6 is switched off")
+
+
+async def test_a_header_that_was_given_replaces_ours(site: Site) -> None:
+    """By both ways, and never sent twice: the site would not have it."""
+    headers = (("user-agent", "mine/1"), ("Host", "mirror.test"))
+    async with source_of(site.url(), headers=headers) as source:
+        await check(source)
+        site.script = first_time(Reply(chunked(CONTENT, 0, 999)))
+        await check(source)
+    assert len(site.requests) == 3
+    for request in site.requests:
+        assert (request.to, request.fields["user-agent"]) == ("mirror.test", "mine/1")
+
+
+async def test_a_host_that_was_given_is_not_for_where_a_redirect_leads(site: Site) -> None:
+    async with serving(CONTENT, host="127.0.0.2") as other:
+        site.script = always(Reply(response(302, f"Location: {other.url()}")))
+        async with source_of(site.url(), headers=(("Host", "mirror.test"),)) as source:
+            await check(source)
+            await check(source)
+        assert {request.to for request in other.requests} == {other.authority}
+    assert {request.to for request in site.requests} == {"mirror.test"}
 
 
 # Connections
@@ -334,7 +355,7 @@ async def test_bytes_that_come_while_nothing_is_asked_end_the_connection(site: S
 @pytest.mark.parametrize("length", [1000, 300_000, len(CONTENT)])
 @pytest.mark.parametrize("apart", [False, True], ids=["one record", "two records"])
 async def test_more_bytes_than_announced_over_tls(
-    certificates: "Certificates", length: int, apart: bool
+    certificates: Certificates, length: int, apart: bool
 ) -> None:
     """They may have been received, or even decrypted, already: then no socket shows them."""
     right = part(CONTENT, 0, length - 1)
@@ -385,6 +406,37 @@ async def test_an_idle_connection_is_not_kept_for_ever(
         await trio.sleep(60)
         await check(source)
         assert site.accepted == 2
+
+
+async def test_a_connection_of_before_the_machine_slept_is_not_used(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with source_of(site.url()) as source:
+        await check(source)
+        slept = direct.time_suspended()
+        monkeypatch.setattr(direct, "time_suspended", lambda: slept + 600)
+        await check(source)
+        await check(source)
+    assert site.accepted == 2
+
+
+async def test_after_silence_no_other_idle_connection_is_tried(
+    site: Site, patient_clock: MockClock
+) -> None:
+    """What has forgotten one, a firewall say, has forgotten all: each would cost the patience."""
+    async with source_of(site.url(), stall=STALL) as source:
+        async with AsyncExitStack() as stack:
+            for pieces in [
+                await stack.enter_async_context(one(source, n * 1000, 1000)) for n in range(4)
+            ]:
+                assert b"".join([bytes(piece) async for piece in pieces])
+        assert site.accepted == 4
+        site.script = first_time(Reply(b"", wait=trio.Event()))
+        with pytest.raises(Unreachable, match="fell silent"):
+            await read(source)
+        await site.until_ended(3)
+        await check(source)
+    assert site.accepted == 5
 
 
 @pytest.mark.parametrize("line", ["Connection: close", "Connection: Close, TE"])
@@ -454,6 +506,27 @@ async def test_an_answer_that_is_closed_gives_no_more(site: Site) -> None:
     await site.until_ended(1)
 
 
+async def test_interim_answers_without_an_end_on_the_careful_way(site: Site) -> None:
+    """httpx would take them for ever; the time that an answer has as a whole ends it."""
+    stop = trio.Event()
+
+    async def hints(stream: trio.SocketStream) -> None:
+        try:
+            while not stop.is_set():
+                await stream.send_all(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+        except trio.BrokenResourceError:
+            stop.set()
+
+    async with listening() as (listeners, nursery):
+        nursery.start_soon(trio.serve_listeners, hints, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        site.script = always(Reply(response(302, f"Location: http://127.0.0.1:{port}/x")))
+        async with source_of(site.url(), stall=0.2) as source:
+            assert "never comes to its answer" in await failure(source, Unreachable)
+        with trio.fail_after(10):
+            await stop.wait()
+
+
 # Silence
 
 
@@ -484,21 +557,88 @@ async def test_silence_on_a_connection_that_was_open_takes_no_longer(
         assert trio.current_time() - started < STALL + 2
 
 
-async def test_a_slow_body_is_not_a_silent_one(site: Site, patient_clock: MockClock) -> None:
-    """The limit is for a server that says nothing, not for the whole answer."""
+@asynccontextmanager
+async def slowly(raw: bytes, size: int, seconds: float, at_once: int = 0) -> AsyncIterator[str]:
+    """The URL of an image that comes like this: ``at_once`` bytes, then ``size`` bytes each time
+    that so many seconds have passed."""
 
-    async def slow(stream: trio.SocketStream) -> None:
+    async def drip(stream: trio.SocketStream) -> None:
         await stream.receive_some()
-        raw = part(CONTENT, 0, 999)
-        for start in range(0, len(raw), 300):
-            await stream.send_all(raw[start : start + 300])
-            await trio.sleep(STALL - 1)
+        await stream.send_all(raw[:at_once])
+        for start in range(at_once, len(raw), size):
+            await trio.sleep(seconds)
+            try:
+                await stream.send_all(raw[start : start + size])
+            except trio.BrokenResourceError:  # the client has lost patience
+                return
 
     async with listening() as (listeners, nursery):
-        nursery.start_soon(trio.serve_listeners, slow, listeners)
-        port = listeners[0].socket.getsockname()[1]
-        async with source_of(f"http://127.0.0.1:{port}/image.raw", stall=STALL) as source:
-            assert await read(source) == CONTENT[:1000]
+        nursery.start_soon(trio.serve_listeners, drip, listeners)
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/image.raw"
+
+
+def uncounted(raw: bytes) -> bytes:
+    """The same answer in one chunk: nothing for the direct way."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    head = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+    return head + b"\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("shape", [bytes, uncounted], ids=["direct", "careful"])
+@pytest.mark.parametrize(
+    ("size", "seconds"), [(2500, 1), (600, 1), (3000, 14)], ids=["modem", "its quarter", "bursts"]
+)
+async def test_a_slow_body_is_not_a_stalled_one(
+    patient_clock: MockClock, shape: Callable[[bytes], bytes], size: int, seconds: float
+) -> None:
+    """A modem of 20 kbit/s, alone or shared by four connections; and a link that comes and goes."""
+    raw = shape(part(CONTENT, 0, 11_999))
+    async with slowly(raw, size, seconds) as url, source_of(url, stall=STALL) as source:
+        assert await read(source, 0, 12_000) == CONTENT[:12_000]
+
+
+@pytest.mark.parametrize("shape", [bytes, uncounted], ids=["direct", "careful"])
+@pytest.mark.parametrize(
+    ("size", "seconds"), [(1, 5), (200, 2), (1000, 14)], ids=["bytes", "steadily", "in bursts"]
+)
+async def test_a_body_that_only_drips_is_given_up(
+    patient_clock: MockClock, shape: Callable[[bytes], bytes], size: int, seconds: float
+) -> None:
+    """Never silent for long, but it would hold its lane for ever. What came of it is right."""
+    raw = shape(part(CONTENT, 0, 49_999))
+    got = b""
+    async with slowly(raw, size, seconds, 600) as url, source_of(url, stall=STALL) as source:
+        started = trio.current_time()
+        with pytest.raises(Unreachable, match=r"less than 128 bytes a second"):  # noqa: PT012
+            async with one(source, 0, 50_000) as pieces:
+                async for piece in pieces:
+                    got += piece
+        assert trio.current_time() - started < 2 * STALL + 2
+    assert got
+    assert got == CONTENT[: len(got)]
+
+
+@pytest.mark.parametrize("lead", [b"", b"HTTP/1.1 103 x\r\n\r\n" * 15], ids=["", "hints"])
+async def test_a_head_that_only_drips_is_given_up(patient_clock: MockClock, lead: bytes) -> None:
+    raw = lead + part(CONTENT, 0, 999)
+    async with slowly(raw, 1, 5) as url, source_of(url, stall=STALL) as source:
+        started = trio.current_time()
+        with pytest.raises(Unreachable, match="fell silent"):
+            await read(source)
+        assert trio.current_time() - started < STALL + 2
+
+
+async def test_the_patience_is_for_the_server_and_not_for_who_reads(
+    site: Site, patient_clock: MockClock
+) -> None:
+    """A reader may take his time between two pieces: his disk may be slow."""
+    async with source_of(site.url(), stall=STALL) as source:
+        got = b""
+        async with one(source, 0, len(CONTENT)) as pieces:
+            async for piece in pieces:
+                got += piece
+                await trio.sleep(2 * STALL)
+        assert got == CONTENT
 
 
 async def test_a_silent_server_on_the_careful_way(site: Site, patient_clock: MockClock) -> None:
@@ -520,6 +660,20 @@ async def test_nobody_listens() -> None:
         async with source_of(f"http://127.0.0.1:{probe.getsockname()[1]}/image.raw") as source:
             said = await failure(source, Unreachable)
     assert "cannot connect to 127.0.0.1: Connection refused" in said
+
+
+async def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it comes about, once in a while, when a port of this machine is tried again and again."""
+
+    async def own_end(host: str, port: int) -> trio.SocketStream:
+        own = trio.socket.socket()
+        await own.bind((host, 0))
+        await own.connect(own.getsockname())
+        return trio.SocketStream(own)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", own_end)
+    async with source_of("http://127.0.0.1:9/image.raw") as source:
+        assert "nobody listens there" in await failure(source, Unreachable)
 
 
 async def test_a_server_that_takes_no_connection(patient_clock: MockClock) -> None:
@@ -574,25 +728,6 @@ async def test_a_host_that_is_not_ascii(site: Site, resolver: None) -> None:
 
 
 # TLS
-
-
-class Certificates:
-    """A certificate for 127.0.0.1 that nobody has signed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.file = directory / "certificate.pem"
-        self._key = directory / "key.pem"
-        what = ["-subj", "/CN=lazyfs test", "-addext", "subjectAltName=IP:127.0.0.1"]
-        made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        files = ["-keyout", str(self._key), "-out", str(self.file)]
-        command = ["openssl", "req", "-x509", "-days", "2", *made, *what, *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr
-
-    def server(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.file, self._key)
-        return context
 
 
 @pytest.fixture(scope="session")
@@ -1002,6 +1137,148 @@ async def test_another_image_behind_a_new_target_is_not_taken_for_it(site: Site)
         await check(source)
         site.script = script
         await failure(source, ImageChanged)
+
+
+# Targets that fail
+
+
+def to(mirror: Site) -> Callable[[Request], Reply]:
+    """A script that redirects to a mirror."""
+    return always(Reply(response(302, f"Location: {mirror.url('/there')}")))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+@pytest.mark.parametrize("shape", [part, chunked], ids=["direct", "careful"])
+async def test_a_mirror_that_answers_with_an_error_is_left_for_another(
+    site: Site, status: int, shape: Callable[..., bytes]
+) -> None:
+    async with (
+        serving(CONTENT, host="127.0.0.2") as first,
+        serving(CONTENT, host="127.0.0.3") as second,
+        source_of(site.url(), None) as source,
+    ):
+        site.script = to(first)
+        first.script = second.script = lambda request: Reply(shape(CONTENT, *request.span))
+        await source.open()
+        await check(source)
+        first.script = always(Reply(response(status, body=b"<html>out of order</html>")))
+        site.script = to(second)
+        asked = len(first.requests)
+        await check(source)
+        await check(source)
+        assert len(first.requests) == asked + 1
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs up", "is silent"])
+async def test_a_mirror_that_cannot_be_reached_is_left_for_another(
+    site: Site, patient_clock: MockClock, how: str
+) -> None:
+    async with serving(CONTENT, host="127.0.0.3") as second, AsyncExitStack() as up:
+        first = await up.enter_async_context(serving(CONTENT, host="127.0.0.2"))
+        site.script = to(first)
+        async with source_of(site.url(), stall=STALL) as source:
+            await check(source)
+            site.script = to(second)
+            first.script = always(Reply(b"", hang_up=True))
+            if how == "is silent":
+                first.script = always(Reply(b"", wait=trio.Event()))
+            if how == "refuses":
+                await up.aclose()
+            await check(source)
+            await check(source)
+        assert len(second.requests) >= 2
+
+
+async def test_a_place_is_kept_while_its_redirect_is_out_of_order(site: Site) -> None:
+    """The mirror fails, and who redirects to it too: whichever is back first is used."""
+    async with serving(CONTENT, host="127.0.0.2") as mirror, source_of(site.url()) as source:
+        site.script = to(mirror)
+        await check(source)
+        site.script = mirror.script = always(Reply(response(503)))
+        assert "status 503" in await failure(source, ServerBusy)
+        mirror.script = lambda _: None
+        await check(source)
+
+
+async def test_a_mirror_with_another_version_is_not_taken(site: Site) -> None:
+    async with (
+        serving(CONTENT, host="127.0.0.2") as first,
+        serving(CONTENT, host="127.0.0.3") as second,
+        source_of(site.url()) as source,
+    ):
+        site.script = to(first)
+        await check(source)
+        first.script = always(Reply(response(500)))
+        site.script = to(second)
+        second.script = lambda r: Reply(second.right(r).raw.replace(b'"v1"', b'"v2"'))
+        await failure(source, ImageChanged)
+
+
+HOSTS = st.sampled_from(
+    ["xn--", "xn---", "xn--a", "\xad", "\u2024", "a\xdf", "*\xf6", "[::1]:1", "%"]
+)
+NO_ADDRESSES = st.characters(max_codepoint=255, exclude_characters="0123456789")
+LOCATIONS = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["http://", "https://", "//", "HTTP:/", "http:", "/", "\\\\", ""]),
+    HOSTS | st.text(NO_ADDRESSES, max_size=6),
+    st.sampled_from(["", ":1", "/x", "?y", "#z", "@127.0.0.1:1"]),
+)
+
+
+@given(LOCATIONS)
+def test_wherever_a_redirect_leads_only_errors_of_ours_come_of_it(location: str) -> None:
+    """Hosts that cannot be: none can be looked up here, and nobody listens on port 1."""
+
+    async def scenario() -> None:
+        trio.socket.set_custom_hostname_resolver(_Resolver())
+        base = "http://127.0.0.1:1/image.raw"
+        async with source_of(base, stall=STALL) as source:
+            try:
+                target = httprange.redirect_target("image", base, 302, {"location": location})
+            except BadAnswer:
+                return
+            with pytest.raises(Unreachable):
+                await source._follow(urls.bare(target or base), [])
+
+    trio.run(scenario)
+
+
+# A date that does not pin yet
+
+TODAY, LATER = "Mon, 06 Jan 2025 10:00:00 GMT", "Mon, 06 Jan 2025 10:00:01 GMT"
+
+
+def dated(*lines: str) -> Reply:
+    """A right answer to the opening, with these validators and no others."""
+    return Reply(part(CONTENT, 0, 0, *lines).replace(b'ETag: "v1"\r\n', b"", 1))
+
+
+async def test_an_image_of_this_second_is_asked_for_again_in_the_next(
+    site: Site, patient_clock: MockClock
+) -> None:
+    """As Apache does it: a weak tag for a fresh file, a strong one later."""
+    weak = dated('ETag: W/"v1"', f"Last-Modified: {TODAY}", f"Date: {TODAY}")
+    strong = dated('ETag: "v1"', f"Last-Modified: {TODAY}", f"Date: {LATER}")
+    replies = [strong, weak]
+    site.script = lambda _: replies.pop()
+    async with source_of(site.url(), None) as source:
+        assert await source.open() == Identity(len(CONTENT), '"v1"', TODAY)
+    assert len(site.requests) == 2
+
+
+async def test_a_date_that_is_always_now_pins_nothing(site: Site, patient_clock: MockClock) -> None:
+    site.script = always(dated(f"Last-Modified: {TODAY}", f"Date: {TODAY}"))
+    async with source_of(site.url(), None) as source:
+        assert not (await source.open()).pinned
+    assert len(site.requests) == 2
+
+
+async def test_an_image_of_this_second_with_a_strong_tag_is_asked_for_once(site: Site) -> None:
+    site.script = always(dated('ETag: "v1"', f"Last-Modified: {TODAY}", f"Date: {TODAY}"))
+    async with source_of(site.url(), None) as source:
+        assert (await source.open()).etag == '"v1"'
+    assert len(site.requests) == 1
 
 
 # Logins

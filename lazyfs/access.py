@@ -1,0 +1,119 @@
+"""An image for a command that looks into it: by its URL, through the cache; or a local file.
+
+When a mount of the same image is running, it owns the cache, and is read instead.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from lazyfs.device import Device
+from lazyfs.errors import CacheBusy
+from lazyfs.mounts import CACHE_ATTRIBUTE, IMAGE_IN_A_TREE, KIND, Mounted, all_mounts
+from lazyfs.options import StackOptions
+from lazyfs.sources import urls
+from lazyfs.sources.file import FileDevice
+from lazyfs.stack import notebook_of, open_stack
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """An image that can be read.
+
+    ``notebook``: the file in which its catalog is remembered, None for nowhere. ``mtime``: POSIX
+    seconds.
+    """
+
+    name: str  # without secrets
+    device: Device
+    mtime: float
+    notebook: Path | None
+
+
+def with_image(where: str, options: StackOptions, use: Callable[[OpenImage], Awaitable[T]]) -> T:
+    """Call ``use`` with the image at ``where``, a path if it is no URL; returns what it returns.
+
+    ``options``: of that one URL; of no image for a path. Raises a LazyfsError.
+    """
+
+    failure: Exception | None = None
+
+    async def run() -> T | None:
+        nonlocal failure
+        async with _opened(where, options) as image:
+            try:
+                return await use(image)
+            except Exception as error:  # a nursery that it left would wrap it up
+                failure = error
+        return None
+
+    try:
+        result = trio.run(run)
+    except* KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]  # None only after a failure
+
+
+@asynccontextmanager
+async def _opened(where: str, options: StackOptions) -> AsyncIterator[OpenImage]:
+    async with contextlib.AsyncExitStack() as closing:
+        if not options.images:
+            yield await closing.enter_async_context(_opened_file(Path(where), where, None))
+            return
+        try:
+            image = await closing.enter_async_context(_opened_url(options))
+        except CacheBusy:
+            url = options.images[0].url
+            file = _mounted_file(urls.cache_key(url))
+            if file is None:
+                raise
+            notebook = notebook_of(options.cache, url)
+            image = await closing.enter_async_context(_opened_file(file, urls.shown(url), notebook))
+        yield image
+
+
+@asynccontextmanager
+async def _opened_url(options: StackOptions) -> AsyncIterator[OpenImage]:
+    async with open_stack(options) as stack, trio.open_nursery() as nursery:
+        nursery.start_soon(stack.run)
+        (image,) = stack.images
+        yield OpenImage(image.url, image.device, image.mtime, image.notebook)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _opened_file(path: Path, name: str, notebook: Path | None) -> AsyncIterator[OpenImage]:
+    device = FileDevice(path)
+    try:
+        yield OpenImage(name, device, device.modified, notebook)
+    finally:
+        await device.aclose()
+
+
+def _mounted_file(key: str) -> Path | None:
+    """The file of a running mount that stands on the cache of this name."""
+    for mounted in all_mounts():
+        if mounted.kind == KIND:
+            for path in _files_of(mounted):
+                with contextlib.suppress(OSError):  # a mount whose daemon has died
+                    if os.getxattr(path, CACHE_ATTRIBUTE) == key.encode():
+                        return path
+    return None
+
+
+def _files_of(mounted: Mounted) -> list[Path]:
+    place = mounted.mountpoint
+    try:
+        return [*place.iterdir(), place / IMAGE_IN_A_TREE] if place.is_dir() else [place]
+    except OSError:  # it is dead, or somebody else's
+        return []

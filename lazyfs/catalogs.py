@@ -1,0 +1,102 @@
+"""The catalog of an image: read through its Device, and remembered beside its cache.
+
+Reading it costs some requests, so it is written down, with the identity of the image that it is of:
+whoever finds another image under it reads anew.
+"""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import trio
+
+from lazyfs.device import Device, Identity
+from lazyfs.errors import ImageError
+from lazyfs.iso import saved
+from lazyfs.iso.catalog import read_tree
+from lazyfs.iso.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_LARGEST = 256 << 20  # bytes of a notebook
+
+
+async def tree_of(device: Device, notebook: Path | None = None) -> Tree:
+    """The tree of the image behind ``device``. Raises ImageError, or why it cannot be read."""
+    identity = device.identity
+    if notebook is not None and identity.pinned:
+        remembered = await trio.to_thread.run_sync(_remembered, notebook, identity)
+        if remembered is not None:
+            return remembered
+    file = cast(BinaryIO, DeviceFile(device))
+    tree = await trio.to_thread.run_sync(read_tree, file)
+    if notebook is not None and identity.pinned:
+        await trio.to_thread.run_sync(_remember, notebook, identity, tree)
+    return tree
+
+
+class DeviceFile(io.RawIOBase):
+    """A Device with a cursor. For one thread, which is not the event loop's own."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+        self._position = max(0, bases[whence] + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        length = left if size is None or size < 0 else min(size, left)
+        content: bytes = trio.from_thread.run(self._device.read, self._position, length)
+        self._position += len(content)
+        return content
+
+    @property
+    def _size(self) -> int:
+        return self._device.identity.size
+
+
+def _remembered(notebook: Path, identity: Identity) -> Tree | None:
+    """The tree that was written down for this very version; None if there is none."""
+    try:
+        with notebook.open("rb") as file:
+            if file.readline(4096) != _title(identity):
+                return None
+            return saved.load(file.read(_LARGEST))
+    except FileNotFoundError:
+        return None
+    except (OSError, ImageError) as error:
+        log.info("%s: the remembered catalog cannot be used: %s", notebook, error)
+        return None
+
+
+def _remember(notebook: Path, identity: Identity, tree: Tree) -> None:
+    """Write it down, whole or not at all. A disk that refuses costs time at the next look."""
+    partial = notebook.with_name(f"{notebook.name}.new")
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(_title(identity) + saved.dump(tree))
+        os.replace(partial, notebook)
+    except OSError as error:
+        log.info("%s cannot be written: %s", notebook, error.strerror)
+
+
+def _title(identity: Identity) -> bytes:
+    return json.dumps(dataclasses.asdict(identity)).encode() + b"\n"

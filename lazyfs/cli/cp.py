@@ -1,0 +1,70 @@
+"""``lazyfs cp IMAGE PATH... DEST``: files out of an ISO image."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lazyfs.access import OpenImage, with_image
+from lazyfs.catalogs import tree_of
+from lazyfs.cli.common import add_image, add_source_options, log_to_terminal, stack_options
+from lazyfs.cli.parser import Parser
+from lazyfs.errors import UsageError
+from lazyfs.extraction import Copier, CopyOptions
+
+_EXAMPLE = """\
+example:
+  lazyfs cp -r https://host/debian.iso /boot /tmp
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Copy; returns the exit code: 1 if a file could not be read."""
+    given = _parser().parse_intermixed_args(arguments)
+    if len(given.paths) < 2:
+        raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
+    log_to_terminal()
+
+    async def copy(image: OpenImage) -> int:
+        tree = await tree_of(image.device, image.notebook)
+        *paths, destination = given.paths
+        with _progress() as (expect, advance):
+            options = CopyOptions(given.recursive, given.preserve)
+            copier = Copier(image.device, tree, options, advance)
+            expect(copier.size_of(paths))
+            await copier.copy(paths, Path(destination))
+        return copier.failed
+
+    failed = with_image(given.image, stack_options(given, given.image), copy)
+    return int(failed > 0)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "lazyfs cp",
+        "Copy files out of an ISO image. Only they are fetched.",
+        _EXAMPLE,
+        "lazyfs cp [OPTION]... IMAGE PATH... DEST",
+    )
+    add_image(parser)
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH... DEST", help="paths in the image; where to copy them")
+    add("-r", "--recursive", action="store_true", help="directories too, and links as links")
+    add("-p", "--preserve", action="store_true", help="keep modes and times (as root: owners)")
+    add_source_options(parser)
+    return parser
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """A bar on a terminal, nothing elsewhere: told first how many bytes, then of each piece."""
+    if not sys.stderr.isatty():
+        yield (lambda _: None), (lambda _: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield (lambda total: bar.update(task, total=total)), (lambda n: bar.advance(task, n))

@@ -1,0 +1,108 @@
+"""``lazyfs info IMAGE``: what an image is, and what its server can do."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lazyfs.access import OpenImage, with_image
+from lazyfs.catalogs import tree_of
+from lazyfs.cli.common import add_image, add_source_options, stack_options
+from lazyfs.cli.parser import Parser
+from lazyfs.cli.terminal import printable
+from lazyfs.errors import ImageError
+from lazyfs.formats import detect
+from lazyfs.iso.tree import Kind, Tree
+from lazyfs.options import format_size
+
+_EXAMPLE = """\
+example:
+  lazyfs info https://host/debian.iso
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_intermixed_args(arguments)
+    found = with_image(given.image, stack_options(given, given.image), _look)
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name, value in _told(found):
+        print(f"{name:<14} {printable(value)}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "lazyfs info",
+        "Show what an image is, and what its server can do.",
+        _EXAMPLE,
+        "lazyfs info [OPTION]... IMAGE",
+    )
+    add_image(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_source_options(parser)
+    return parser
+
+
+async def _look(image: OpenImage) -> dict[str, Any]:
+    device = image.device
+    identity = device.identity
+    head = await device.read(0, detect.HEAD)
+    found: dict[str, Any] = {
+        "image": image.name,
+        "size": identity.size,
+        "ranges": True,  # without them it could not have been opened
+        "etag": identity.etag,
+        "last_modified": identity.last_modified,
+        "kinds": detect.kinds(head),
+        "partition_table": detect.partition_table(head) or None,
+        "iso": None,
+    }
+    if {"ISO 9660", "UDF"}.intersection(found["kinds"]):
+        try:
+            found["iso"] = _iso(await tree_of(device, image.notebook))
+        except ImageError as error:
+            found["problem"] = error.message
+    found["cached"] = device.statistics().cached
+    return found
+
+
+def _iso(tree: Tree) -> dict[str, Any]:
+    nodes = [node for _, node in tree.walk()]
+    return {
+        "label": tree.volume.label,
+        "names": tree.namespace,
+        "files": sum(node.kind is Kind.FILE for node in nodes),
+        "directories": sum(node.kind is Kind.DIRECTORY for node in nodes) - 1,
+        "boot": [
+            {"platform": b.platform, "bootable": b.bootable, "emulation": b.emulation}
+            for b in tree.volume.boot_images
+        ],
+        "notes": list(tree.notes),
+    }
+
+
+def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The same for a person: names and values, in order."""
+    size, cached = found["size"], found["cached"]
+    rows = [
+        ("image", found["image"]),
+        ("size", f"{format_size(size)} ({size} bytes)"),
+        ("etag", found["etag"] or ""),
+        ("last modified", found["last_modified"] or ""),
+        ("cached", f"{format_size(cached)} ({100 * cached // size if size else 0}%)"),
+        ("content", " or ".join(found["kinds"]) or "unknown"),
+        ("partitions", found["partition_table"] or ""),
+    ]
+    iso = found["iso"]
+    if iso:
+        boot = (f"{b['platform']}{'' if b['bootable'] else ' (off)'}" for b in iso["boot"])
+        rows += [
+            ("label", iso["label"]),
+            ("names", iso["names"]),
+            ("files", f"{iso['files']} in {iso['directories']} directories"),
+            ("boots on", ", ".join(boot)),
+            *(("note", note) for note in iso["notes"]),
+        ]
+    rows.append(("problem", found.get("problem", "")))
+    return [(name, value) for name, value in rows if value]

@@ -1,0 +1,1 @@
+"""Failures on purpose: servers, networks and disks at their worst."""
