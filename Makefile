@@ -1,5 +1,6 @@
 # make demo   install what is missing, and show what lazyfs does
 # make test   install what is missing, check the code, and run all tests
+# make soak   the campaigns at full length: faults, kills, damage (about ten minutes)
 # make venv   lazyfs in .venv, and nothing else
 # make check  style, types and import rules
 # make bench        measure beside other tools, three times (as root; takes some hours)
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test check venv clean bench bench-quick packages-run packages-test packages-bench
+.PHONY: demo test soak check venv clean bench bench-quick packages-run packages-test packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -29,6 +30,9 @@ demo: venv
 
 test: packages-test check
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: packages-test .venv/with-tests
+	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/faults $(ARGS)
 
 bench bench-quick: venv packages-bench
 	@mkdir -p build

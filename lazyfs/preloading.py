@@ -16,14 +16,15 @@ from lazyfs.formats import squashfs
 from lazyfs.iso.tree import Tree
 from lazyfs.options import AUTO, PreloadOptions
 from lazyfs.prefetch import profile
+from lazyfs.prefetch.files import load
 from lazyfs.prefetch.preload import in_order_of_use
+from lazyfs.prefetch.profile import LARGEST
 from lazyfs.ranges import Span
 from lazyfs.stack import Image
 
 log = logging.getLogger(__name__)
 
 _BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
-_LARGEST_PROFILE = 64 << 20  # bytes
 
 
 async def preload(image: Image, options: PreloadOptions) -> None:
@@ -42,14 +43,13 @@ async def preload(image: Image, options: PreloadOptions) -> None:
 
 async def _replay(image: Image, file: Path, any_version: bool) -> None:
     if file == AUTO:
-        content = await image.beside(".lazyprofile", _LARGEST_PROFILE)
+        content = await image.beside(".lazyprofile", LARGEST)
         if content is None:
             log.info("%s: there is no profile beside it", image.url)
             return
-        text = content.decode(errors="replace")
+        found = profile.parse(content.decode(errors="replace"))
     else:
-        text = await trio.to_thread.run_sync(_content, file)
-    found = profile.parse(text)
+        found = await trio.to_thread.run_sync(load, file)
     if not any_version and not image.device.identity.matches(found.identity):
         raise ProfileError(
             "it is of another version of the image", "record a new one, or give --profile-any"
@@ -112,14 +112,3 @@ async def _squashfs_tables(device: Device, tree: Tree, path: str) -> list[Span]:
 async def _ask_for(device: Device, spans: Iterable[Span]) -> None:
     for span in spans:
         await device.ensure(span.start, span.length, Priority.PRELOAD)
-
-
-def _content(file: Path) -> str:
-    """Raises ProfileError."""
-    try:
-        with file.open(encoding="utf-8") as opened:
-            return opened.read(_LARGEST_PROFILE)
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{file} is no text") from error
-    except OSError as error:
-        raise ProfileError(f"{file} cannot be read: {error.strerror}") from error

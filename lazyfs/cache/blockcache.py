@@ -304,8 +304,8 @@ class BlockCache:
             pending += piece
             whole = self._whole_blocks(fetch, len(pending))
             if whole:
-                with memoryview(pending) as view:
-                    self._keep(fetch, view[:whole])
+                with memoryview(pending) as view, view[:whole] as content:
+                    self._keep(fetch, content)
                 del pending[:whole]
 
     def _whole_blocks(self, fetch: Fetch, received: int) -> int:

@@ -111,7 +111,7 @@ class CacheLock:
                 os.close(fd)
 
 
-_HOLDER = re.compile(rb"(\d{1,10}\n)?")  # what a lock file holds
+_HOLDER = re.compile(rb"(\d{1,10}\n)?\0*")  # what a lock file holds; zeros: after a power cut
 
 
 def _flock(fd: int) -> bool:
@@ -161,7 +161,7 @@ class Meta:
         that fails for a moment must not cost the cache.
         """
         try:
-            with path.open(encoding="utf-8") as file:
+            with open(path, encoding="utf-8", opener=_at_once) as file:
                 content = json.loads(file.read(_LONGEST_META))
             if content["format"] != FORMAT:
                 raise CacheUnknown(f"{path} is of another format")
@@ -188,6 +188,11 @@ class Meta:
             if not isinstance(validator, str | None):
                 raise TypeError(f"validator {validator!r}")
         return cls(str(content["url"]), identity, block_size)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for who may write into it, if it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_foreign(paths: CachePaths, meta: Meta | None) -> None:

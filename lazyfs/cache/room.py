@@ -65,25 +65,29 @@ class Room:
             return True
         cost = -(-length // _PAGE) * _PAGE + _BESIDE
         if self._taken + cost > self._claim and not self.shortage:
-            self.measure()
+            self.measure(cost)
         if self._taken + cost > self._claim:
             return False
         self._taken += cost
         return True
 
-    def measure(self) -> None:
-        """See what is taken, and claim as much more as there may be. Raises OSError."""
+    def measure(self, needed: int = 0) -> None:
+        """See what is taken, and claim as much more as there may be. Raises OSError.
+
+        ``needed``: bytes that the next write takes.
+        """
         self._taken = self._allocated() + _FIXED
-        most = self._taken + self._step
+        step = max(self._step, needed)
+        most = self._taken + step
         if self._min_free is not None:
             found = os.statvfs(self._place)
             most = min(most, self._taken + found.f_bavail * found.f_frsize - self._min_free)
         self._claim = most
         self.shortage = 0
         if self._limit is not None:
-            self._claim_within(self._limit, most)
+            self._claim_within(self._limit, most, step)
 
-    def _claim_within(self, limit: int, wanted: int) -> None:
+    def _claim_within(self, limit: int, wanted: int, step: int) -> None:
         with self._directory_locked():
             others = [e for e in entries(self._place.parent) if e.directory != self._place]
             sizes = {e.name: max(e.allocated, _claim_of(e)) for e in others}
@@ -94,7 +98,7 @@ class Room:
                     del sizes[entry.name]
             self._claim = min(wanted, limit - sum(sizes.values()))
             if self._claim < wanted:
-                self.shortage = max(self._step, self._taken - self._claim)
+                self.shortage = max(step, self._taken - self._claim)
             (self._place / "claim").write_text(f"{max(0, self._claim)}\n")
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "show what an image is, and what its server can do",
     "loop": "mount the filesystem that is in an image",
     "ls": "show what is in an ISO image",
+    "profile": "look at profiles, and make one of several",
     "umount": "unmount what lazyfs mounted",
 }
 

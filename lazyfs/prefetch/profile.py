@@ -31,6 +31,7 @@ from lazyfs.ranges import Span
 _TITLE = "lazyfs profile 1"
 _LINE = re.compile(r"(\d{1,9}\.\d{1,6}) (\d{1,19}) (\d{1,19})", re.ASCII)
 PAUSE = 1.0  # seconds between two reads that makes them two uses
+LARGEST = 64 << 20  # bytes of a profile's file
 MOST_USES = 1_000_000  # lines of a profile: what is beyond tells nothing of a start
 
 

@@ -149,6 +149,11 @@ class DirectAnswer:
         if connection is not None:
             await self._origin.finished(connection, good=self._keep and self._left == 0)
 
+    async def abandon(self) -> None:
+        """Close it, and its connection: the answers that follow there will not be asked for."""
+        self._keep = False
+        await self.aclose()
+
 
 class DirectOrigin:
     """Connections to one origin."""

@@ -73,6 +73,10 @@ class Answer(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes | bytearray]: ...
     async def aclose(self) -> None: ...
 
+    async def abandon(self) -> None:
+        """Close it; what was sent along with it will not be asked for."""
+        ...
+
 
 class HttpClient:
     """Connections, credentials and limits shared by all images of a process."""
@@ -232,6 +236,9 @@ class CarefulAnswer:
         self._pace.received(len(piece), trio.current_time() - asked)
         return piece
 
+    async def abandon(self) -> None:
+        await self.aclose()
+
     async def aclose(self) -> None:
         await self._response.aclose()
         if isinstance(self._pieces, AsyncGenerator):
@@ -361,8 +368,10 @@ class HttpSource:
             answer = await self._find(httprange.request_headers(offset, length), ask)
             try:
                 yield answer
-            finally:
-                await answer.aclose()
+            except BaseException:
+                await answer.abandon()
+                raise
+            await answer.aclose()
         except LazyfsError as error:
             if self._name not in error.message:
                 error.about(self._name)

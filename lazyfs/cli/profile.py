@@ -1,0 +1,89 @@
+"""``lazyfs profile``: look at profiles, and make one of several."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lazyfs.cli.parser import Parser
+from lazyfs.errors import OutputError, ProfileError
+from lazyfs.options import format_size
+from lazyfs.prefetch import profile
+from lazyfs.prefetch.files import load
+from lazyfs.prefetch.profile import Profile
+
+_EXAMPLE = """\
+example:
+  lazyfs --record first.profile https://host/live.iso /mnt/img
+  lazyfs profile merge first.profile second.profile >live.iso.lazyprofile
+  lazyfs --profile live.iso.lazyprofile https://host/live.iso /mnt/img
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = given.command
+    command(given)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("lazyfs profile", "Look at profiles, and make one of several.", _EXAMPLE)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    show = commands.add_parser(
+        "show", help="say what a profile holds", description="Say what a profile holds."
+    )
+    show.add_argument("file", metavar="PROFILE")
+    show.set_defaults(command=_show)
+    what = "write the profile of several runs together to stdout"
+    merge = commands.add_parser("merge", help=what, description=f"{what.capitalize()}.")
+    merge.add_argument("files", nargs="+", metavar="PROFILE")
+    merge.add_argument("-o", "--output", metavar="FILE", help="write it there, not to stdout")
+    merge.set_defaults(command=_merge)
+    return parser
+
+
+def _show(given: argparse.Namespace) -> None:
+    found = _read(given.file)
+    identity, uses = found.identity, found.uses
+    share = 100 * found.length / identity.size if identity.size else 0
+    rows = [
+        ("image", found.url),
+        ("size", f"{format_size(identity.size)} ({identity.size} bytes)"),
+        ("etag", identity.etag or ""),
+        ("last modified", identity.last_modified or ""),
+        ("ranges", str(len(uses))),
+        ("bytes", f"{format_size(found.length)} ({share:.1f}% of the image)"),
+        ("time", f"{uses[-1].time:.1f} s" if uses else ""),
+    ]
+    for name, value in rows:
+        if value:
+            print(f"{name:<14} {value}")
+    for second, length in _by_second(found):
+        print(f"{second:>6} s  {format_size(length):>10}")
+
+
+def _by_second(found: Profile) -> list[tuple[int, int]]:
+    """How many bytes were first used within each second in which any were."""
+    lengths: dict[int, int] = {}
+    for use in found.uses:
+        lengths[int(use.time)] = lengths.get(int(use.time), 0) + use.span.length
+    return sorted(lengths.items())
+
+
+def _merge(given: argparse.Namespace) -> None:
+    text = profile.as_text(profile.merge([_read(name) for name in given.files]))
+    if given.output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        Path(given.output).write_text(text)
+    except OSError as error:
+        raise OutputError(f"{given.output} cannot be written: {error.strerror}") from error
+
+
+def _read(name: str) -> Profile:
+    try:
+        return load(Path(name))
+    except ProfileError as error:
+        raise error.about(name) from error

@@ -1,0 +1,17 @@
+"""Profiles in files."""
+
+from pathlib import Path
+
+from lazyfs.errors import ProfileError
+from lazyfs.prefetch.profile import LARGEST, Profile, parse
+
+
+def load(file: Path) -> Profile:
+    """The profile in a file. Raises ProfileError."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return parse(opened.read(LARGEST))
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{file} is no text") from error
+    except OSError as error:
+        raise ProfileError(f"{file} cannot be read: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Stand-ins for what fails in the field: for tests, never part of a mount."""

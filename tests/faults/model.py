@@ -1,0 +1,140 @@
+"""What campaigns use in common: a whole stack in this process, and what reads of it must give."""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from lazyfs.device import Device, Identity, Priority, Statistics
+from lazyfs.errors import CacheError, LazyfsError
+from lazyfs.options import (
+    CacheOptions,
+    HttpOptions,
+    ImageOptions,
+    LogOptions,
+    MountOptions,
+    ReadAheadLimit,
+)
+from lazyfs.stack import open_stack
+
+from .figures import Figures
+
+NAME = "image.raw"
+
+
+def stack_options(
+    url: str, cache: CacheOptions, timeout: float, connections: int = 4
+) -> MountOptions:
+    """``timeout``: seconds; a server that is silent for half of them is asked anew."""
+    return MountOptions(
+        images=(ImageOptions(url, NAME),),
+        mountpoint=Path("/nonexistent"),
+        cache=cache,
+        log=LogOptions(logging.INFO),
+        http=HttpOptions(connections, stall=timeout / 2),
+        timeout=timeout,
+        readahead=ReadAheadLimit(size=64 << 10),
+    )
+
+
+@asynccontextmanager
+async def running_stack(options: MountOptions) -> AsyncIterator[Device]:
+    """The image of a whole stack, as a mount would have it."""
+    async with open_stack(options) as stack, trio.open_nursery() as nursery:
+        nursery.start_soon(stack.run)
+        yield stack.images[0].device
+        nursery.cancel_scope.cancel()
+
+
+class WrongBytes(AssertionError):
+    """What was read is not what any reader should see."""
+
+
+class Reader:
+    """Reads a Device and compares; everything is counted."""
+
+    def __init__(
+        self, device: Device, content: bytes, figures: Figures, limit: float = float("inf")
+    ) -> None:
+        """``limit``: seconds after which a read must have ended, one way or the other."""
+        self._device = device
+        self._content = content
+        self._figures = figures
+        self._limit = limit
+
+    async def read(self, offset: int, length: int) -> bool:
+        """Whether the read gave data, which were right. Raises WrongBytes or AssertionError."""
+        began = trio.current_time()
+        found = None
+        try:
+            found = await self._device.read(offset, length)
+        except LazyfsError:
+            self._figures.add(failed_reads=1)
+        took = trio.current_time() - began
+        self._figures.add(reads=1, wrong_bytes=0, late_reads=took > self._limit)
+        self._figures.most(longest_read_in_seconds=round(took, 2))
+        if found is not None and found != self._content[offset : offset + length]:
+            wrong = differing(found, self._content[offset : offset + length])
+            self._figures.add(wrong_bytes=wrong)
+            raise WrongBytes(f"{wrong} of {length} bytes at {offset}")
+        assert took <= self._limit, f"a read of {length} bytes at {offset} took {took:.2f} seconds"
+        return found is not None
+
+    async def read_together(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Read all these ranges (offset, length) at once; returns those that gave data."""
+        good = []
+
+        async def read_one(offset: int, length: int) -> None:
+            if await self.read(offset, length):
+                good.append((offset, length))
+
+        async with trio.open_nursery() as nursery:
+            for offset, length in ranges:
+                nursery.start_soon(read_one, offset, length)
+        return good
+
+
+def differing(one: bytes, other: bytes) -> int:
+    """How many bytes are not alike."""
+    unlike = sum(a != b for a, b in zip(one, other, strict=False))
+    return unlike + abs(len(one) - len(other))
+
+
+class LocalFile:
+    """A small file as a Device."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.identity = Identity(path.stat().st_size)
+
+    @property
+    def link(self) -> "LocalFile":
+        return self
+
+    round_trip = rate = 0.0
+    bandwidth_delay = 0
+
+    async def read(self, offset: int, length: int) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                return os.pread(file.fileno(), length, offset)
+        except OSError as error:
+            raise CacheError(f"{self._path} cannot be read: {error.strerror}") from error
+
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        """All of it is here."""
+
+    async def wait_complete(self) -> None:
+        """All of it is here."""
+
+    def statistics(self) -> Statistics:
+        return Statistics(size=self.identity.size, cached=self.identity.size)
+
+    async def aclose(self) -> None:
+        """Nothing is open between two reads."""
+
+
+Announce = Callable[..., None]
