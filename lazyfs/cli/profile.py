@@ -30,9 +30,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("lazyfs profile", "Look at profiles, and make one of several.", _EXAMPLE)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    show = commands.add_parser(
-        "show", help="say what a profile holds", description="Say what a profile holds."
-    )
+    what = "say what a profile holds"
+    show = commands.add_parser("show", help=what, description=f"{what.capitalize()}.")
     show.add_argument("file", metavar="PROFILE")
     show.set_defaults(command=_show)
     what = "write the profile of several runs together to stdout"

@@ -16,7 +16,7 @@ from pathlib import Path
 from lazyfs import programs
 from lazyfs.errors import LazyfsError, MountError
 from lazyfs.frontends.loop import loops_below
-from lazyfs.iso.catalog import Extent
+from lazyfs.iso.tree import Extent
 from lazyfs.mounts import mount_on
 
 _LIMIT = 60.0  # seconds that a program of the system may take

@@ -31,8 +31,6 @@ from lazyfs.iso.tree import BootImage, Extent, Kind, Tree, Volume
 from lazyfs.iso.volume import Head
 from lazyfs.ranges import Span
 
-__all__ = ["JOLIET", "PLAIN", "ROCK_RIDGE", "UDF", "Catalog", "Extent", "read_tree", "write_iso"]
-
 ROCK_RIDGE, JOLIET, UDF, PLAIN = "Rock Ridge", "Joliet", "UDF", "ISO 9660"
 
 

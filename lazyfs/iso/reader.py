@@ -15,8 +15,7 @@ from itertools import islice
 from typing import BinaryIO, TypeVar
 
 from lazyfs.errors import ImageError
-from lazyfs.iso.tree import merged
-from lazyfs.ranges import Span
+from lazyfs.ranges import Span, merged
 
 MAX_TOTAL = 256 << 20  # bytes to gather from one image
 MAX_SPAN = 64 << 20  # bytes in one structure: a directory of a million entries

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from lazyfs.errors import ImageError
-from lazyfs.ranges import Span
+from lazyfs.ranges import Span, merged
 
 MAX_LINKS = 40  # symbolic links followed in one path; Linux's number
 HOLE = -1  # the offset of an extent that is not in the image and reads as zeros
@@ -220,19 +220,6 @@ class Tree(NamedTuple):
                 return "did you mean " + " or ".join(joined(where, name) for name in close) + "?"
             break
         return ""
-
-
-def merged(spans: Iterable[Span], gap: int = 0) -> list[Span]:
-    """The same bytes in as few spans, sorted; spans that lie up to ``gap`` apart become one."""
-    found: list[Span] = []
-    for span in sorted(spans):
-        if span.stop <= span.start:
-            continue
-        if found and span.start <= found[-1].stop + gap:
-            found[-1] = Span(found[-1].start, max(found[-1].stop, span.stop))
-        else:
-            found.append(span)
-    return found
 
 
 def joined(directory: str, name: str) -> str:

@@ -92,7 +92,13 @@ PURE = (
     "prefetch/preload.py",
     "formats/squashfs.py",
     "formats/detect.py",
+    "iso/builder.py",
+    "iso/records.py",
+    "iso/rockridge.py",
+    "iso/saved.py",
     "iso/tree.py",
+    "iso/udf.py",
+    "iso/volume.py",
 )
 IMPURE_MODULES = {"trio", "httpx", "pyfuse3", "os", "time", "socket", "random", "logging"}
 
