@@ -18,23 +18,36 @@ from lazyfs.frontends.loop import (
 )
 from lazyfs.stack import Image
 
+LOOK_EVERY = 2.0  # seconds between two looks for loop devices; sysfs is asked, and nobody else
+
 log = logging.getLogger(__name__)
 
 
 async def hand_over_when_complete(image: Image, file: Path, filesystem: str) -> None:
-    """When ``image`` is complete, move the loop devices on ``file`` to the local copy.
+    """Once ``image`` is complete, move the loop devices on ``file`` to the local copy.
 
-    ``filesystem``: major:minor of the mount that ``file`` lies on.
+    Those that are set up later, too: until cancelled. ``filesystem``: major:minor of the mount that
+    ``file`` lies on.
     """
     if image.local_copy is None:
         return
     await image.device.wait_complete()
-    for device in loops_below(file):
-        try:
-            # In a thread: the kernel waits for reads under way, which this very loop answers.
-            await trio.to_thread.run_sync(_hand_over, device, filesystem, image.local_copy)
-        except OSError as error:
-            log.warning("%s stays on %s: %s", device, file, error.strerror)
+    staying: set[str] = set()
+    while True:
+        found = set(loops_below(file))
+        for device in sorted(found - staying):
+            await hand_over(device, file, filesystem, image.local_copy)
+        staying = found & set(loops_below(file))
+        await trio.sleep(LOOK_EVERY)
+
+
+async def hand_over(device: str, file: Path, filesystem: str, copy: Path) -> None:
+    """Move one loop device from ``file`` to ``copy``, unless it has to stay; that is said."""
+    try:
+        # In a thread: the kernel waits for reads under way, which this very loop answers.
+        await trio.to_thread.run_sync(_hand_over, device, filesystem, copy)
+    except OSError as error:
+        log.warning("%s stays on %s: %s", device, file, error.strerror)
 
 
 def _hand_over(device: str, filesystem: str, copy: Path) -> None:

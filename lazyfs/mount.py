@@ -119,13 +119,12 @@ async def _serve(
                 closing.callback(fuse_mount.close)
                 in_use = trio.Event()
                 _start_serving(nursery, options, stack, fuse_mount, in_use)
-                if not options.browse:
-                    for image in stack.images:
-                        file = options.mountpoint if single else options.mountpoint / image.name
-                        nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
                 if use is not None:
                     await use()
                     nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
+                for image in () if options.browse else stack.images:
+                    file = options.mountpoint if single else options.mountpoint / image.name
+                    nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
                 logs.use(log_handler, options.log.level)
                 ready()
                 in_use.set()

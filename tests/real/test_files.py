@@ -55,7 +55,9 @@ def test_extended_attributes(lab: Lab, scripted: Scripted) -> None:
     url = scripted.url("image.raw")
     with lab.mounted(url) as mounted:
         names = os.listxattr(mounted.image)
-        assert sorted(names) == [f"user.lazyfs.{n}" for n in ("cached", "statistics", "url")]
+        assert sorted(names) == [
+            f"user.lazyfs.{n}" for n in ("cache", "cached", "statistics", "url")
+        ]
         assert os.getxattr(mounted.image, "user.lazyfs.url") == url.encode()
         assert mounted.cached() == 0
         with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):

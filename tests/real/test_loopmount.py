@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from lazyfs.handover import hand_over_when_complete
+from lazyfs.handover import hand_over
 
 from .images import MIB, Images, listing
 from .mounts import (
@@ -517,6 +516,18 @@ def wait_for_copy(lab: Lab, device: Path) -> None:
     eventually(lambda: backing(device) == copy_of(lab), "it stands on the copy", _FILL_LIMIT)
 
 
+def test_a_loop_device_that_comes_after_completion_is_handed_over(
+    lab: Lab, images: Images, nginx: Nginx
+) -> None:
+    image = images.squashfs()
+    with lab.mounted("--fill", nginx.url(image.name)) as mounted:
+        eventually(lambda: mounted.cached() == image.stat().st_size, "it is complete", _FILL_LIMIT)
+        for _ in range(2):
+            with loop_device(mounted.image) as device:
+                wait_for_copy(lab, device)
+                assert same_content(device, image)
+
+
 async def test_a_writable_loop_device_stays_where_it_is(
     tmp_path: Path, expected_log: Callable[..., None]
 ) -> None:
@@ -527,15 +538,11 @@ async def test_a_writable_loop_device_stays_where_it_is(
     device = Path(run_well(["losetup", "--find", "--show", file]).strip())
     expected_log(f"WARNING: {device} stays on {file}: Invalid argument")
 
-    async def complete() -> None:
-        return
-
     try:
-        image = SimpleNamespace(local_copy=copy, device=SimpleNamespace(wait_complete=complete))
         on = os.stat(file).st_dev
         filesystem = f"{os.major(on)}:{os.minor(on)}"
-        await hand_over_when_complete(image, file, "0:0")  # type: ignore[arg-type]  # not ours
-        await hand_over_when_complete(image, file, filesystem)  # type: ignore[arg-type]
+        await hand_over(str(device), file, "0:0", copy)  # another file of that name
+        await hand_over(str(device), file, filesystem, copy)
         assert backing(device) == file
         assert run_well(["head", "-c", "4", device]) == "xxxx"
     finally:
@@ -652,7 +659,7 @@ def test_repair_with_another_image(lab: Lab, images: Images, nginx: Nginx) -> No
         before = set(Path("/run/lazyfs").iterdir())
         code, said = repair(lab, nginx.url(wrong.name), mounted.path)
         assert code == 1
-        assert "is another version than the one that was mounted" in said
+        assert f"holds no cache of {nginx.url(wrong.name)}" in said
         assert loops_on(wrong.name) == []
         left = [path for path in set(Path("/run/lazyfs").iterdir()) - before if path.is_dir()]
         assert [path for path in left if (path / wrong.name).exists()] == []

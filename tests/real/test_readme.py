@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -17,7 +18,7 @@ from docutils import nodes
 from docutils.core import publish_doctree, publish_string
 from docutils.writers import html5_polyglot
 
-from lazyfs.cli import COMMANDS, cache, loop, mount
+from lazyfs.cli import COMMANDS, loop, mount
 from lazyfs.frontends.loop import loops_below
 
 from .mounts import (
@@ -106,6 +107,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     squash = need_tool("mksquashfs", "squashfs-tools")
     run_well([squash, tree, root / "filesystem.squashfs", "-no-progress", "-quiet"])
     (root / "debian.iso").symlink_to("filesystem.squashfs")
+    (tree / "boot").mkdir()
+    (tree / "boot/grub.cfg").write_text("menuentry lazy {}\n")
+    maker = need_tool("xorriso", "xorriso")
+    run_well([maker, "-as", "mkisofs", "-quiet", "-R", "-o", root / "boot.iso", tree])
     (root / "disk.raw").write_bytes(os.urandom((2 << 20) + 777))
     with Nginx(root) as server:
         yield server
@@ -217,19 +222,24 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
     return names.union(*(options_of(sub) for a in commands for sub in a.choices.values()))
 
 
-MOUNT, LOOP, CACHE = (options_of(command._parser()) for command in (mount, loop, cache))
+MOUNT, LOOP = options_of(mount._parser()), options_of(loop._parser())
+OF_COMMANDS = {
+    name: options_of(command._parser())
+    for name in COMMANDS
+    if hasattr(command := importlib.import_module(f"lazyfs.cli.{name}"), "_parser")
+}
 
 
 def misused(words: list[str]) -> set[str]:
     """The options on a command line of lazyfs that its command does not have."""
-    known = {"loop": LOOP, "cache": CACHE}.get(words[1], MOUNT)
+    known = OF_COMMANDS.get(words[1], MOUNT)
     return {word.partition("=")[0] for word in words[1:] if word.startswith("-")} - known
 
 
 def test_options_of_the_readme_exist() -> None:
     named = {word.split()[0] for word in literals(README) if word.startswith("--")}
     assert {"--header", "--netrc", "--proxy", "--cacert", "--timeout"} <= named
-    assert named <= MOUNT | LOOP | CACHE
+    assert named <= MOUNT.union(*OF_COMMANDS.values())
 
 
 def test_commands_of_the_readme_exist() -> None:
@@ -250,7 +260,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 # Options of the manual page
 
-NOT_FOR_LOOP = {"--name", "--allow-other", "--allow-root", "-V", "--version"}
+NOT_FOR_LOOP = {"--name", "--browse", "--allow-other", "--allow-root", "-V", "--version"}
 
 
 def documented(section: nodes.section) -> set[str]:
