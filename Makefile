@@ -12,6 +12,7 @@
 PYTHON ?= python3
 ARGS ?=
 
+CAMPAIGNS := $(addprefix tests/faults/test_,power.py damage.py campaign.py crashes.py soak.py edges.py)
 BIN := .venv/bin
 LOG := build/make.log
 NEED := PYTHON='$(PYTHON)' contrib/need-packages
@@ -32,7 +33,7 @@ test: packages-test check
 	@$(BIN)/python -m pytest $(ARGS)
 
 soak: packages-test .venv/with-tests
-	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/faults $(ARGS)
+	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest $(CAMPAIGNS) $(ARGS)
 
 bench bench-quick: venv packages-bench
 	@mkdir -p build

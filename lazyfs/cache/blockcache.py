@@ -77,7 +77,7 @@ class BlockCache:
             self._arrived_all.set()
         self._complete = trio.Event()
         self._fill = FillPolicy(fill_rate)
-        self._backoff = Backoff()
+        self._backoff = Backoff(timeout)
         self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
         self._resume_at = 0.0  # trio time before which nothing is asked
         self._last_failure: LazyfsError | None = None  # None while all goes well

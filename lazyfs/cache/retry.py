@@ -11,7 +11,12 @@ class Backoff:
     and a fresh one heals them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
+        """``patience``: seconds that a reader waits, 0 for ever.
+
+        Within them there is time for a second try, however long the failure has lasted.
+        """
+        self._longest = min(LONGEST, patience / 2 or LONGEST)
         self._failures = 0
 
     @property
@@ -25,7 +30,7 @@ class Backoff:
         """
         self._failures += 1
         doubled = FIRST * 2.0 ** min(self._failures - 2, 16)
-        delay = 0.0 if self._failures == 1 else min(LONGEST, doubled) * (0.5 + jitter / 2)
+        delay = 0.0 if self._failures == 1 else min(self._longest, doubled) * (0.5 + jitter / 2)
         return max(delay, retry_after or 0.0)
 
     def succeeded(self) -> None:

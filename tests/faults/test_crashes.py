@@ -45,7 +45,7 @@ def test_kills_under_load(
 ) -> None:
     path = images.random()
     rounds = Rounds(lab, server.url(path.name), Original(path), figures)
-    for seed in range(250 if long else 25):
+    for seed in range(200 if long else 25):
         before = rounds.kill_under_load(random.Random(seed))
         server.stop()
         rounds.check_offline(before)

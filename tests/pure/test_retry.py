@@ -46,3 +46,9 @@ def test_success_starts_afresh() -> None:
     backoff.succeeded()
     assert not backoff.failing
     assert backoff.failed(1.0) == 0.0
+
+
+@pytest.mark.parametrize(("patience", "longest"), [(4.0, 2.0), (60.0, LONGEST), (0.0, LONGEST)])
+def test_a_reader_who_comes_late_has_time_for_a_try(patience: float, longest: float) -> None:
+    backoff = Backoff(patience)
+    assert max(backoff.failed(1.0) for _ in range(20)) == longest
