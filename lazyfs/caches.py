@@ -132,8 +132,7 @@ def remove(cache: Cache) -> None:
         caches.remove(cache.entry)
     except CacheBusy as error:
         raise CacheBusy(
-            f"{cache.name} is in use (process {cache.entry.holder or 'unknown'})",
-            "unmount it first",
+            f"{cache.name} is in use by {cache.entry.holder or 'somebody'}", "unmount it first"
         ) from error
 
 

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazyfs.cache.files import is_stood_on
 from lazyfs.cache.places import CacheLock, CachePaths, clear
-from lazyfs.errors import CacheError
+from lazyfs.errors import CacheBusy, CacheError
 
 _SECTOR = 512  # bytes; the unit of st_blocks
 _KEY = re.compile(r".+-[0-9a-f]{16}")  # the name of a cache's directory, see ``urls.cache_key``
@@ -19,7 +20,8 @@ class Entry:
     """One image's cache.
 
     ``allocated``: bytes on the disk, of all its files. ``used_at``: when it was last in use, POSIX
-    seconds. ``holder``: the process that uses it now, as its lock names it; None if nobody does.
+    seconds. ``holder``: who uses it now, "a loop device" or the number of a process, as its lock
+    has it; None if nobody does.
     """
 
     paths: CachePaths
@@ -49,6 +51,8 @@ def remove(entry: Entry) -> None:
     """Delete a cache that nobody uses. Raises CacheBusy or CacheError."""
     lock = CacheLock(entry.paths.lock, patience=0)
     try:
+        if _is_stood_on(entry.paths.data):
+            raise CacheBusy(f"a loop device stands on {entry.paths.data}", "unmount it first")
         clear(entry.paths)
         entry.paths.claim.unlink(missing_ok=True)
         entry.paths.lock.unlink()
@@ -68,8 +72,20 @@ def _entry(directory: Path) -> Entry | None:
     paths = CachePaths.in_directory(directory)
     with contextlib.suppress(FileNotFoundError):
         allocated = sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
-        return Entry(paths, allocated, paths.lock.stat().st_mtime, _holder(paths.lock))
+        holder = _holder(paths.lock) or ("a loop device" if _is_stood_on(paths.data) else None)
+        return Entry(paths, allocated, paths.lock.stat().st_mtime, holder)
     return None
+
+
+def _is_stood_on(data: Path) -> bool:
+    try:
+        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        return is_stood_on(fd)
+    finally:
+        os.close(fd)
 
 
 def _holder(lock: Path) -> str | None:

@@ -144,6 +144,9 @@ class OverflowStore:
         """Let blocks on the disk go for what the room is short of; returns them."""
         if not self._room.shortage:
             return []
+        if self._disk.data.stood_on():
+            self._refuse("a loop device stands on it, so nothing of it can go")
+            return []
         count = -(-self._room.shortage // self.block_size)
         gone = [b for b in self._uses.choose(count, held) if b not in self._memory]
         if not gone:

@@ -85,12 +85,15 @@ def stands_on(device: str, filesystem: str) -> bool:
 def change_backing_file(device: str, file: Path) -> None:
     """Put another file of the same size under a read-only loop device, in use or not. Blocks.
 
-    Raises OSError: EINVAL if the device can be written to, or the size differs.
+    The device keeps the file open, and with it a shared flock(2) on it, for as long as it stands on
+    it: so who would shorten the file, or punch holes into it, can tell. Raises OSError: EINVAL if
+    the device can be written to, or the size differs.
     """
     loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            fcntl.flock(backing, fcntl.LOCK_SH)
             fcntl.ioctl(loop, LOOP_CHANGE_FD, backing)
         finally:
             os.close(backing)

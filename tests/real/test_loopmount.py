@@ -691,3 +691,25 @@ def repair(lab: Lab, url: str, at: Path) -> tuple[int, str]:
     assert done.stdout == ""
     assert done.stderr.count("\n") == (done.returncode != 0), done.stderr
     return done.returncode, done.stderr
+
+
+# What a loop device stands on
+
+
+def test_a_cache_that_a_loop_device_stands_on_is_neither_removed_nor_punched(
+    lab: Lab, images: Images, nginx: Nginx
+) -> None:
+    """The daemon has ended by then, and does not hold its lock any more."""
+    image = images.squashfs()
+    with looped(lab, "--fill", nginx.url(image.name)) as mounted:
+        wait_for_copy(lab, mounted.device)
+        mounted.daemon.wait_until_ended()
+        done = lab.start("cache", "rm", "--all", "--cache-dir", lab.cache)
+        assert (done.returncode, done.stdout) == (0, "")
+        done = lab.start("cache", "rm", image.name, "--cache-dir", lab.cache)
+        assert done.returncode == 1
+        assert "is in use by a loop device" in done.stderr
+        with lab.mounted("--cache-size", "16M", nginx.url(image.name), troubled=True) as second:
+            second.image.read_bytes()
+            assert "a loop device stands on it" in second.messages() + second.said
+        assert same_content(mounted.device, image)
