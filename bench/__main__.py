@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from bench import chart, image, report, system
-from bench.measure import AGAIN, COMPLETE, JOB, JOBS, WORKS, Bench, Run, Work, fits
+from bench.measure import AGAIN, JOB, WORKS, Bench, Run, Work, fits
 from bench.server import LINKS, serving
 from bench.tools import TOOLS, Tool, variant
 
@@ -63,6 +63,8 @@ def arguments() -> argparse.Namespace:
         help="lazyfs once more, with these options (may be repeated)")  # fmt: skip
     add("--runs", type=int, metavar="N", help=f"of each (default: {RUNS}; 1 with --quick)")
     add("--json", type=Path, metavar="FILE", help="write all runs there")
+    add("--requests", type=Path, metavar="DIR",
+        help="write the requests of each run there: begin, end, bytes, range")  # fmt: skip
     add("--svg", type=Path, metavar="FILE", help="write the picture there (of the link wan)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lazyfs-bench")
     add("--images", type=Path, default=cache, metavar="DIR", help=f"(default: {cache})")
@@ -107,6 +109,8 @@ def installed(tools: dict[str, type[Tool]]) -> dict[str, str]:
 def bench(options: argparse.Namespace) -> Iterator[Bench]:
     """Server, images and loop device, in a directory of our own; nothing of it stays."""
     images = image.Images(options.images, say)
+    if options.requests:
+        options.requests.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         room = Path(
             stack.enter_context(
@@ -115,7 +119,7 @@ def bench(options: argparse.Namespace) -> Iterator[Bench]:
         )
         loop = stack.enter_context(system.loop_device())
         server = stack.enter_context(serving(room, 2 * image.SIZE))
-        yield Bench(server, images, loop, room, options.quick)
+        yield Bench(server, images, loop, room, options.quick, options.requests)
 
 
 def plan(
@@ -143,8 +147,7 @@ def wanted_works(options: argparse.Namespace, link: str) -> list[Work]:
 
 def default_works(link: str) -> list[str]:
     """All, but some only where they tell something and do not take all day."""
-    elsewhere = (COMPLETE,) if link == "wan" else JOBS if link == "lan" else (COMPLETE, *JOBS)
-    return [name for name, work in WORKS.items() if work not in elsewhere]
+    return [name for name, work in WORKS.items() if link in work.links]
 
 
 def measure(ready: Bench, cells: Sequence[tuple[type[Tool], str, Work, int]]) -> Iterator[Run]:

@@ -2,7 +2,8 @@
 
 The main image is 1 GiB: a squashfs (gzip, as mksquashfs makes it by default) and random bytes
 behind it. It holds about 900 MB of files, picked from /usr by a hash of their names. The others
-hold the same files in other filesystems or compressions, without padding.
+hold the same files in other filesystems or compressions, without padding. The ISO holds that
+squashfs, and many small files; see `iso.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import system
+from bench import iso, system
 
 MAIN = "gzip"
 KINDS = ("gzip", "xz", "zstd", "lz4", "erofs", "ext4")
+ISO = "iso"
 SIZE = 1 << 30
 CONTENT = 900_000_000
 """Bytes of files that an image holds, before compression."""
@@ -35,11 +37,13 @@ BUILD_LIMIT = 3600.0
 
 @dataclass(frozen=True)
 class Image:
-    """A file with a filesystem of type `fstype` at its beginning; `files` in it are to be read."""
+    """A file with a filesystem of type `fstype` in it; `files` of that are to be read."""
 
     path: Path
     fstype: str
     files: list[str]
+    start: int = 0
+    """Where the filesystem begins, in bytes."""
 
     @property
     def size(self) -> int:
@@ -63,7 +67,8 @@ class Images:
             self._make(kind, path)
         if kind == MAIN:
             return Image(path, fstype, self._files(path))
-        return Image(path, fstype, self.get(MAIN).files)
+        start = iso.start_of(path, iso.SQUASHFS) if kind == ISO else 0
+        return Image(path, fstype, self.get(MAIN).files, start)
 
     def _make(self, kind: str, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
@@ -73,6 +78,10 @@ class Images:
                 copy_sample(Path("/usr"), tree)
                 system.run(squashfs(tree, unfinished, kind), BUILD_LIMIT)
                 pad(unfinished)
+            elif kind == ISO:
+                tree = Path(scratch, "tree")
+                iso.plant(tree, self.get(MAIN).path)
+                iso.make(tree, unfinished)
             else:
                 with mounted(self.get(MAIN).path, "squashfs") as tree:
                     system.run(builder(kind, tree, unfinished), BUILD_LIMIT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import subprocess
 import tempfile
 import time
@@ -10,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench import system, work
-from bench.image import KINDS, MAIN, Image, Images
-from bench.server import LINKS, Server, Way
-from bench.tools import Tool
+from bench import iso, system, work
+from bench.image import ISO, KINDS, MAIN, Image, Images
+from bench.server import LINKS, Server, Way, timeline
+from bench.tools import Command, Lazyfs, Task, Tool
 
 START_LIMIT = 30.0
+STATISTICS = "user.lazyfs.statistics"
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,13 @@ class Work:
     metric: str
     limit: str
     """The name of the tool that shows what is possible at best; empty where there is none."""
+    task: Task
     kind: str = MAIN
     """Of the image."""
-    needs_file: bool = False
-    """Whether the image must be a local file, for the kernel to mount."""
+    links: tuple[str, ...] = tuple(LINKS)
+    """Where it is measured if nobody says where."""
+    transfer: bool = False
+    """Whether the time in which the link carries what was fetched is a part of the limit."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -60,32 +66,46 @@ class Work:
         return self.metric in ("MB/s", "IOPS")
 
 
-SEQUENTIAL = Work("seq", "sequential read, cold", "MB/s", "curl")
-ONE = Work("r1", "4 KiB random reads, one reader", "ms", "curl")
-MANY = Work("r16", "4 KiB random reads, 16 readers", "IOPS", "curl")
-START = Work("start", "start to first byte", "s", "", needs_file=True)
-JOB = Work("job", "loop-mount, find, read 200 files; cold", "s", "local", needs_file=True)
-AGAIN = Work("again", "the same job again, from the tool's cache", "s", "local")
+SEQUENTIAL = Work("seq", "sequential read, cold", "MB/s", "curl", Task.READ)
+ONE = Work("r1", "4 KiB random reads, one reader", "ms", "curl", Task.READ)
+MANY = Work("r16", "4 KiB random reads, 16 readers", "IOPS", "curl", Task.READ)
+START = Work("start", "start to first byte", "s", "", Task.START)
+JOB = Work("job", "loop-mount, find, read 200 files; cold", "s", "local", Task.JOB)
+AGAIN = Work("again", "the same job again, from the tool's cache", "s", "local", Task.JOB)
 JOBS = tuple(
-    Work(f"job-{kind}", f"the job on {kind}, cold", "s", "local", kind, needs_file=True)
+    Work(f"job-{kind}", f"the job on {kind}, cold", "s", "local", Task.JOB, kind, ("wan",))
     for kind in KINDS
     if kind != MAIN
 )
 COMPLETE = Work(
-    "complete", "find, read 200 files on the complete image", "s", "local", needs_file=True
-)
-WORKS = {w.name: w for w in (SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, COMPLETE, *JOBS)}
+    "complete", "find, read 200 files on the complete image", "s", "local", Task.COMPLETE,
+    links=("lan",),
+)  # fmt: skip
+PROFILE = Work(
+    "job-profile", "the job with a profile of an earlier one, cold", "s", "local", Task.TOLD,
+    MAIN, ("wan",), transfer=True,
+)  # fmt: skip
+PRELOAD = Work(
+    "job-preload", "the job on a squashfs in an ISO, its tables preloaded, cold", "s", "local",
+    Task.TOLD, ISO, ("wan",), transfer=True,
+)  # fmt: skip
+LIST = Work(
+    "ls", "list an ISO of 10,000 files, cold", "s", "local", Task.LOOK, ISO, ("lan", "wan")
+)  # fmt: skip
+EXTRACT = Work(
+    "cat", "take a file of 1 MB out of an ISO, cold", "s", "local", Task.LOOK, ISO, ("lan", "wan")
+)  # fmt: skip
+WORKS = {
+    w.name: w
+    for w in (
+        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT, *JOBS
+    )
+}  # fmt: skip
 
 
 def fits(tool: type[Tool], wanted: Work) -> bool:
     """Whether a tool can do this work; a limit is only measured where it is one."""
-    if tool.limit:
-        return tool.name == wanted.limit
-    if wanted is COMPLETE:
-        return tool.completes
-    if tool.mounts_tree:
-        return wanted.needs_file and wanted is not START
-    return tool.mounts or not wanted.needs_file
+    return tool.name == wanted.limit if tool.limit else wanted.task in tool.tasks
 
 
 @dataclass
@@ -111,6 +131,10 @@ class Bench:
     loop: Path
     room: Path
     quick: bool = False
+    timelines: Path | None = None
+    """The directory for a list of the requests of each run."""
+    profiles: dict[str, Path] = field(default_factory=dict)
+    """Link -> what a job reads of the main image, as it was recorded there."""
 
     def amount(self, link: str) -> Amount:
         """How much is done on this link."""
@@ -119,15 +143,49 @@ class Bench:
     def measure(self, kind: type[Tool], link: str, wanted: Work, number: int) -> list[Run]:
         """Run one work. A job gives two runs: the second is the same job from the cache."""
         run = Run(kind.name, link, wanted.name, number)
-        image = self.images.get(wanted.kind)
-        self.server.show(image)
+        try:
+            image = self.images.get(wanted.kind)
+            self.server.show(image)
+            told = self._told(wanted, link, image)
+        except system.Failed as failed:
+            run.error = str(failed)
+            return [run]
+        return self._run(kind, image, wanted, run, told)
+
+    def _run(
+        self, kind: type[Tool], image: Image, wanted: Work, run: Run, told: Command
+    ) -> list[Run]:
         with (
             tempfile.TemporaryDirectory(dir=self.room) as room,
-            self.server.behind(LINKS[link], seed=number) as way,
+            self.server.behind(LINKS[run.link], seed=run.number) as way,
         ):
             connections = work.CONNECTIONS if wanted is MANY else None
             tool = kind(way, image, Path(room), connections)
-            return Cell(self, tool, image, wanted, run).measure(way)
+            tool.told = told
+            runs = Cell(self, tool, image, wanted, run).measure(way)
+            if self.timelines is not None:
+                name = f"{run.link}-{run.work}-{run.tool}-{run.number}.txt"
+                (self.timelines / name).write_text(timeline(way.requests()))
+            return runs
+
+    def _told(self, wanted: Work, link: str, image: Image) -> Command:
+        """The options by which lazyfs is told what will be read. Raises Failed."""
+        if wanted is PROFILE:
+            if link not in self.profiles:
+                self.profiles[link] = self._recorded(image, link)
+            return ["--profile", self.profiles[link]]
+        if wanted is PRELOAD:
+            return ["--preload", f"squashfs:{iso.SQUASHFS}"]
+        return ()
+
+    def _recorded(self, image: Image, link: str) -> Path:
+        """A profile of the job, which is done once more for it. Raises Failed."""
+        profile = self.room / f"{link}.profile"
+        run = Run(Lazyfs.name, link, "record", 0)
+        self._run(Lazyfs, image, PROFILE, run, ["--record", profile])
+        if run.error or not profile.exists():
+            raise system.Failed(f"recording: {run.error or 'no profile was written'}")
+        return profile
 
 
 class Cell:
@@ -137,6 +195,7 @@ class Cell:
         self._bench, self._tool, self._image = bench, tool, image
         self._work, self._run, self._runs = wanted, run, [run]
         self._amount = bench.amount(run.link)
+        self._there = 0.0  # when the image could be read, by the monotonic clock
 
     def measure(self, way: Way) -> list[Run]:
         """Start the tool, do the work, stop the tool. Failures are recorded in the runs."""
@@ -153,16 +212,37 @@ class Cell:
         return self._runs
 
     def _start_and_do(self, way: Way) -> None:
+        if self._work.task is Task.LOOK:
+            self._look()
+            return
         started = 0.0 if self._tool.mounts_tree else self._started()
-        if self._work is START:
+        if self._work.task is Task.START:
             self._run.values = {"s": started}
-        elif self._work is COMPLETE:
+        elif self._work.task is Task.COMPLETE:
             self._run.values = self._complete()
-        elif self._work.needs_file:
+        elif self._work.task is Task.TOLD:
+            self._run.values = self._told_job()
+        elif self._work.task is Task.JOB:
             self._jobs(way)
         else:
             self._run.values = self._finish(self._reading())
         self._runs[-1].peak_memory = self._tool.peak_memory()
+
+    def _look(self) -> None:
+        """Look into the ISO; the start of a tool that has to be mounted for it is in the time."""
+        if self._tool.looks_by_itself:
+            started = 0.0
+        else:
+            started = self._mounted() if self._tool.mounts_tree else self._started()
+        name = "" if self._work is LIST else iso.large_file()
+        command = self._tool.extraction(name) if name else self._tool.listing()
+        looking = work.start(
+            "look", command=[str(part) for part in command], wanted=name,
+            output=str(self._tool.room / "output"),
+        )  # fmt: skip
+        result = self._finish(looking)
+        self._run.peak_memory = self._tool.peak_memory() + int(result.pop("memory"))
+        self._run.values = {"s": started + result.pop("s"), "start s": started}
 
     def _started(self) -> float:
         """Start the tool; returns the seconds until the image was there."""
@@ -174,11 +254,28 @@ class Cell:
             work.is_waiting(waiting)
             begin = time.monotonic()
             self._tool.start()
-            return work.finish(waiting, START_LIMIT, self._tool.release)["at"] - begin
+            self._there = work.finish(waiting, self._start_limit, self._tool.release)["at"]
+            return max(0.0, self._there - begin)
         except system.Failed as failed:
             raise system.Failed(f"start: {failed}; {self._tool.last_message()}") from failed
         finally:
             work.kill(waiting)
+
+    @property
+    def _start_limit(self) -> float:
+        """Seconds; where an ISO is looked into, a tool may do most of the work at its start."""
+        return self._amount.limit if self._work.task is Task.LOOK else START_LIMIT
+
+    def _told_job(self) -> work.Result:
+        """The job, from when the image is there: a tool that was told begins to fetch then."""
+        result = self._job_on_file()
+        result["s"] = result.pop("at") - self._there
+        if isinstance(self._tool, Lazyfs):
+            if (complaint := self._tool.not_followed()) is not None:
+                raise system.Failed(complaint)
+            said = json.loads(os.getxattr(self._tool.target, STATISTICS))
+            result["fetched/read"] = said["fetched"] / said["wanted"]
+        return result
 
     def _jobs(self, way: Way) -> None:
         """The job, and once more with nothing in memory but in what the tool kept."""
@@ -194,13 +291,16 @@ class Cell:
             again.traffic = asdict(way.traffic().since(first))
 
     def _job(self) -> work.Result:
-        return self._job_in_tree() if self._tool.mounts_tree else self._job_on_file()
+        result = self._job_in_tree() if self._tool.mounts_tree else self._job_on_file()
+        result.pop("at", None)
+        return result
 
     def _job_on_file(self) -> work.Result:
         with self._tree() as mountpoint:
             job = work.start(
                 "job", target=self._tool.target, device=str(self._bench.loop),
-                mountpoint=str(mountpoint), fstype=self._image.fstype, files=self._image.files,
+                mountpoint=str(mountpoint), fstype=self._image.fstype, start=self._image.start,
+                files=self._image.files,
             )  # fmt: skip
             return self._finish(job)
 
@@ -226,7 +326,8 @@ class Cell:
         """Start a tool that mounts the tree; returns the seconds until it was mounted."""
         begin = time.monotonic()
         self._tool.start()
-        if not system.wait_until(lambda: system.is_mounted(self._tool.mountpoint), START_LIMIT):
+        mountpoint = self._tool.mountpoint
+        if not system.wait_until(lambda: system.is_mounted(mountpoint), self._start_limit):
             raise system.Failed(f"start: {self._tool.last_message()}")
         return time.monotonic() - begin
 

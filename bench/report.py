@@ -74,6 +74,14 @@ def rows(work: Work, runs: Sequence[Run]) -> list[Row]:
     return [row(work, tool, its, medians[tool], best, limit) for tool, its in by_tool.items()]
 
 
+def with_transfer(limit: float | None, link: str, megabytes: float | None) -> float | None:
+    """A limit in seconds, and the time in which a link at its full rate carries so much."""
+    rate = LINKS[link].rate
+    if limit is None or megabytes is None or not rate:
+        return limit
+    return limit + megabytes * 8e6 / rate
+
+
 def row(
     work: Work, tool: str, runs: list[Run], middle: float | None, best: float | None,
     limit: float | None,
@@ -82,10 +90,13 @@ def row(
     measured = values(work, runs)
     good = [run for run in runs if not run.error]
     traffic = [run for run in good if run.traffic.get("requests")]
+    megabytes = median([run.traffic["bytes"] / 1e6 for run in traffic])
+    if work.transfer:
+        limit = with_transfer(limit, runs[0].link, megabytes)
     return Row(
         tool, middle, min(measured, default=None), max(measured, default=None),
         ratio(middle, best), ratio(middle, limit),
-        median([run.traffic["bytes"] / 1e6 for run in traffic]),
+        megabytes,
         median([run.traffic["requests"] for run in traffic]),
         median([run.peak_memory / 1e6 for run in good if run.peak_memory]),
         len(runs), [run.error for run in runs if run.error],

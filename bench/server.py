@@ -19,7 +19,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ pid {room}/nginx.pid;
 error_log {room}/error.log;
 events {{ worker_connections 1024; }}
 http {{
-    log_format bench '$bytes_sent';
+    log_format bench '$bytes_sent $msec $request_time $http_range';
     access_log {room}/access.log bench;
     sendfile on;
     server {{
@@ -82,6 +82,35 @@ class Traffic:
         )
 
 
+@dataclass(frozen=True)
+class Request:
+    """One that nginx has answered: bytes sent, and when it began and ended (seconds of Unix).
+
+    `range` is what was asked for, as the client wrote it; ``-`` for all.
+    """
+
+    sent: int
+    began: float
+    ended: float
+    range: str
+
+
+def parse(line: str) -> Request:
+    """A line of nginx's log."""
+    sent, ended, taken, wanted = line.split(" ", 3)
+    return Request(int(sent), float(ended) - float(taken), float(ended), wanted)
+
+
+def timeline(requests: Sequence[Request]) -> str:
+    """Requests as lines: begin and end in seconds after the first, and the range asked for."""
+    first = min((request.began for request in requests), default=0.0)
+    by_begin = sorted(requests, key=lambda request: request.began)
+    lines = (
+        f"{r.began - first:8.3f} {r.ended - first:8.3f} {r.sent:9} {r.range}" for r in by_begin
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
 class Server:
     """nginx with one image; `room` is a directory of its own."""
 
@@ -106,10 +135,9 @@ class Server:
             port = int(read_line(process).rpartition(":")[2])
             yield Way(self, port, process)
 
-    def log(self) -> tuple[int, int]:
-        """Requests that are done, and the bytes sent for them."""
-        sizes = self._log.read_text().split()
-        return len(sizes), sum(map(int, sizes))
+    def log(self) -> list[Request]:
+        """The requests that are done, in the order of their ends."""
+        return [parse(line) for line in self._log.read_text().splitlines()]
 
     def idle(self) -> bool:
         """Whether no connection is open but the one that asks."""
@@ -126,19 +154,23 @@ class Way:
 
     def __init__(self, server: Server, port: int, process: subprocess.Popen[str] | None) -> None:
         self._server, self._process = server, process
-        self._before = server.log()
+        self._before = len(server.log())
         self.root = f"http://127.0.0.1:{port}/"
         self.url = self.root + NAME
 
     def traffic(self) -> Traffic:
         """What has passed. Bytes are the proxy's count; without one, those of requests done."""
-        requests, size = (now - then for now, then in zip(self._server.log(), self._before))  # noqa: B905
+        requests = self.requests()
         if self._process is None:
-            return Traffic(size, requests)
+            return Traffic(sum(request.sent for request in requests), len(requests))
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         counters = json.loads(read_line(self._process))
-        return Traffic(counters["down"], requests, counters["connections"])
+        return Traffic(counters["down"], len(requests), counters["connections"])
+
+    def requests(self) -> list[Request]:
+        """The requests that are done."""
+        return self._server.log()[self._before :]
 
     def settle(self) -> None:
         """Wait (not for long) until all requests have ended and are in the log."""

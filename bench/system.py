@@ -66,9 +66,12 @@ def is_mounted(where: Path) -> bool:
     return any(line.split(" ")[4] == os.fspath(where) for line in lines)
 
 
-def mount(file: str | Path, loop: Path, where: str | Path, fstype: str) -> None:
-    """Mount the filesystem in a file, read-only, through a loop device. Raises Failed."""
-    run(["losetup", "-r", loop, file], MOUNT)
+def mount(file: str | Path, loop: Path, where: str | Path, fstype: str, start: int = 0) -> None:
+    """Mount the filesystem that starts there in a file, read-only, through a loop device.
+
+    Raises Failed.
+    """
+    run(["losetup", "-r", "--offset", str(start), loop, file], MOUNT)
     run(["mount", "-t", fstype, "-o", "ro", loop, where], MOUNT)
 
 

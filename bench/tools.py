@@ -9,17 +9,39 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from enum import StrEnum, auto
 from pathlib import Path
 
-from bench import system
+from bench import iso, system
 from bench.image import Image
 from bench.server import NAME, Way
 from bench.work import CONNECTIONS
 
 Command = Sequence[str | Path]
+
+NOT_FOLLOWED = re.compile("the profile is not used|nothing is preloaded|--preload .*: ")
+"""How lazyfs says that it does not do what it was told."""
+
+
+class Task(StrEnum):
+    """What a work asks of a tool."""
+
+    READ = auto()
+    """Bytes of the image, from a local file or a URL."""
+    START = auto()
+    """To show the image as a local file."""
+    JOB = auto()
+    """The filesystem in the image: mounted already, or as a file that the kernel can mount."""
+    COMPLETE = auto()
+    """The same, after all of the image was fetched."""
+    TOLD = auto()
+    """The same, and to be told before what will be read."""
+    LOOK = auto()
+    """What is in an ISO: a list of it, or one of its files."""
 
 
 class Tool:
@@ -28,18 +50,19 @@ class Tool:
     name = "?"
     limit = False
     """Not a peer, but what could be reached at best."""
-    mounts = True
-    """Whether the image becomes a local file (else there is nothing to loop-mount)."""
+    tasks = frozenset({Task.READ, Task.START, Task.JOB})
+    """What it can do and is measured at."""
     mounts_tree = False
     """Whether the filesystem in the image is mounted, and not the image shown as a file."""
-    completes = False
-    """Whether it fetches the whole image by itself, and then ends while the mount stays."""
+    looks_by_itself = False
+    """Whether it looks into an ISO on its own, and nothing has to be mounted for that."""
 
     def __init__(self, way: Way, image: Image, room: Path, connections: int | None) -> None:
         """`connections` to the server: for tools that can be told, and do not set them here."""
         self.way, self.image, self.room, self.connections = way, image, room, connections
         self.mountpoint = room / "mnt"
         self.environment = dict(os.environ)
+        self.told: Command = ()  # options for a tool that can be told what will be read
         self._processes: list[subprocess.Popen[str]] = []
 
     @classmethod
@@ -61,6 +84,14 @@ class Tool:
         """The command that mounts and stays in the foreground."""
         raise NotImplementedError
 
+    def listing(self) -> Command:
+        """The command that prints all that is in the ISO."""
+        return iso.listing(self.target)
+
+    def extraction(self, name: str) -> Command:
+        """The command that prints one file of the ISO."""
+        return iso.extraction(self.target, name)
+
     def peak_memory(self) -> int:
         """Bytes, of all its processes."""
         return system.peak_memory([process.pid for process in self._processes])
@@ -71,9 +102,11 @@ class Tool:
 
     def last_message(self) -> str:
         """What the tool said last."""
+        return next(filter(None, reversed(self._messages())), "it said nothing")
+
+    def _messages(self) -> list[str]:
         messages = self.room / "messages"
-        lines = messages.read_text(errors="replace").split("\n") if messages.exists() else []
-        return next(filter(None, reversed(lines)), "it said nothing")
+        return messages.read_text(errors="replace").split("\n") if messages.exists() else []
 
     def release(self) -> None:
         """Free whoever hangs on a read."""
@@ -105,6 +138,8 @@ class Lazyfs(Tool):
     """This project. Options beyond the defaults are given when it is made."""
 
     name = "lazyfs"
+    tasks = Tool.tasks | {Task.TOLD, Task.LOOK}
+    looks_by_itself = True
     options: tuple[str, ...] = ()
 
     @classmethod
@@ -117,10 +152,24 @@ class Lazyfs(Tool):
             "--cache-dir",
             self.room / "cache",
             *self.options,
+            *self.told,
         ]
         if self.connections:
             options += ["--connections", str(self.connections)]
         return [*lazyfs_command(), *options, self.way.url, self.mountpoint]
+
+    def listing(self) -> Command:
+        return [*lazyfs_command(), "ls", "-R", *self._cached(), self.way.url]
+
+    def extraction(self, name: str) -> Command:
+        return [*lazyfs_command(), "cat", *self._cached(), self.way.url, name]
+
+    def not_followed(self) -> str | None:
+        """Why it does not make use of what it was told; None if it does."""
+        return next(filter(NOT_FOLLOWED.search, self._messages()), None)
+
+    def _cached(self) -> Command:
+        return ["--cache-dir", self.room / "cache", *self.options]
 
 
 def lazyfs_command() -> list[str]:
@@ -132,7 +181,9 @@ class LazyfsLoop(Lazyfs):
     """``lazyfs loop``, which mounts the filesystem itself."""
 
     name = "lazyfs-loop"
+    tasks = frozenset({Task.JOB})
     mounts_tree = True
+    looks_by_itself = False
 
     @classmethod
     def version(cls) -> str:
@@ -163,13 +214,14 @@ class LazyfsLoopFill(LazyfsLoop):
 
     name = "lazyfs-loop-fill"
     options = ("--fill",)
-    completes = True
+    tasks = LazyfsLoop.tasks | {Task.COMPLETE}
 
 
 class NbdkitCurl(Tool):
     """nbdkit's curl plugin in its plainest form: nbdfuse starts it, one connection."""
 
     name = "nbdkit"
+    tasks = Tool.tasks | {Task.LOOK}
 
     @classmethod
     def version(cls) -> str:
@@ -183,6 +235,7 @@ class NbdkitCurl(Tool):
 class NbdkitFiltered(NbdkitCurl):
     """nbdkit's curl plugin below a filter that keeps what was read, with several connections."""
 
+    tasks = Tool.tasks
     filter: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
@@ -275,16 +328,65 @@ class Httpdirfs(Tool):
         return ["httpdirfs", "-f", "--no-range-check", *cache, self.way.root, self.mountpoint]
 
 
+class Httpfs2(Tool):
+    """httpfs2, which shows one URL as a file and keeps nothing."""
+
+    name = "httpfs2"
+    tasks = Tool.tasks | {Task.LOOK}
+
+    @classmethod
+    def version(cls) -> str:
+        return need("httpfs2")
+
+    def command(self) -> Command:
+        return ["httpfs2", "-f", self.way.url, self.mountpoint]
+
+
+class Ratarmount(Tool):
+    """ratarmount, which mounts what is in an ISO."""
+
+    name = "ratarmount"
+    tasks = frozenset({Task.LOOK})
+    mounts_tree = True
+
+    @classmethod
+    def version(cls) -> str:
+        return first_line(["ratarmount", "--version"])
+
+    def command(self) -> Command:
+        self.environment["XDG_CACHE_HOME"] = os.fspath(self.room)
+        return ["ratarmount", "--foreground", self.way.url, self.mountpoint]
+
+    def listing(self) -> Command:
+        return ["find", self.mountpoint, "-ls"]
+
+    def extraction(self, name: str) -> Command:
+        return ["cat", self.mountpoint / name]
+
+
+class Download(Tool):
+    """No tool but patience: curl fetches the whole image, and what comes then is local."""
+
+    name = "download"
+    tasks = frozenset({Task.LOOK})
+
+    @classmethod
+    def version(cls) -> str:
+        return curl_version()
+
+    def command(self) -> Command:
+        return ["curl", "--silent", "--fail", "--output", self.target, self.way.url]
+
+
 class Curl(Tool):
     """The limit of the link: curl, and keep-alive connections with one request after another."""
 
     name = "curl"
     limit = True
-    mounts = False
 
     @classmethod
     def version(cls) -> str:
-        return " ".join(system.run(["curl", "--version"]).split()[:2])
+        return curl_version()
 
     @property
     def target(self) -> str:
@@ -318,6 +420,7 @@ class LazyfsFill(Lazyfs):
     """lazyfs with the background fill, where the version at hand has it."""
 
     name = "lazyfs-fill"
+    tasks = Tool.tasks
     options = ("--fill",)
 
     @classmethod
@@ -330,7 +433,7 @@ class LazyfsFill(Lazyfs):
 TOOLS: dict[str, type[Tool]] = {
     tool.name: tool
     for tool in (Lazyfs, LazyfsFill, LazyfsLoop, LazyfsLoopFill, NbdkitCurl, NbdkitCow, NbdkitCache,
-                 QemuStorageDaemon, Rclone, Httpdirfs, Curl, Local)
+                 QemuStorageDaemon, Rclone, Httpdirfs, Httpfs2, Ratarmount, Download, Curl, Local)
 }  # fmt: skip
 
 
@@ -339,7 +442,19 @@ def first_line(command: Sequence[str]) -> str:
     return system.run(command).split("\n", 1)[0]
 
 
-def variant(text: str) -> type[Tool]:
+def curl_version() -> str:
+    """The version of curl. Raises Failed where it is not installed."""
+    return " ".join(system.run(["curl", "--version"]).split()[:2])
+
+
+def need(program: str) -> str:
+    """The name of a program that does not tell its version. Raises Failed."""
+    if shutil.which(program) is None:
+        raise system.Failed(f"{program} is not installed")
+    return program
+
+
+def variant(text: str) -> type[Lazyfs]:
     """A lazyfs with other options, given as ``NAME=OPTION...``; for ``--variant``."""
     name, _, options = text.partition("=")
     return type("Variant", (Lazyfs,), {"name": name, "options": tuple(options.split())})

@@ -12,6 +12,8 @@ import json
 import os
 import queue
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench import system
+from bench import iso, system
 
 BLOCK = 4096
 PIECE = 1 << 20
@@ -159,13 +161,15 @@ def check(original: str, contents: list[tuple[int, bytes]]) -> None:
                 raise system.Failed(f"wrong data at offset {offset}")
 
 
-def job(target: str, device: str, mountpoint: str, fstype: str, files: list[str]) -> Result:
+def job(
+    target: str, device: str, mountpoint: str, fstype: str, start: int, files: list[str]
+) -> Result:
     """Loop-mount, list the whole tree with sizes, and read some files."""
     begin = time.perf_counter()
-    system.mount(target, Path(device), mountpoint, fstype)
+    system.mount(target, Path(device), mountpoint, fstype, start)
     mounted = time.perf_counter() - begin
     result = walk(mountpoint, files)
-    return {"s": mounted + result.pop("s"), "mount s": mounted} | result
+    return {"s": mounted + result.pop("s"), "mount s": mounted, "at": time.monotonic()} | result
 
 
 def walk(mountpoint: str, files: list[str]) -> Result:
@@ -177,6 +181,32 @@ def walk(mountpoint: str, files: list[str]) -> Result:
         Path(mountpoint, name).read_bytes()
     ended = time.perf_counter()
     return {"s": ended - begin, "find s": found - begin, "read s": ended - found}
+
+
+def look(command: list[str], output: str, wanted: str) -> Result:
+    """Run a program that prints a file of the ISO, or if none is named, lists all of them."""
+    begin = time.perf_counter()
+    with open(output, "wb") as file:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, check=False
+        )
+    taken = time.perf_counter() - begin
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip() or f"status {done.returncode}"
+        raise system.Failed(said.splitlines()[-1])
+    check_look(Path(output).read_bytes(), wanted)
+    return {"s": taken, "memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10}
+
+
+def check_look(printed: bytes, wanted: str) -> None:
+    """Compare what a program printed with what is in the ISO. Raises Failed."""
+    if wanted:
+        if printed != iso.content(wanted):
+            raise system.Failed("wrong data")
+        return
+    names = {Path(path).name for path in iso.names()}
+    if missing := names - set(re.findall(r"[\w.-]+", printed.decode(errors="replace"))):
+        raise system.Failed(f"{len(missing)} of {len(names)} files were not listed")
 
 
 def ready(target: str, size: int, length: int) -> Result:
@@ -203,7 +233,7 @@ def is_url(target: str) -> bool:
     return "://" in target
 
 
-WORK = {work.__name__: work for work in (sequential, random_reads, job, walk, ready)}
+WORK = {work.__name__: work for work in (sequential, random_reads, job, walk, look, ready)}
 
 
 def start(name: str, **what: Any) -> subprocess.Popen[str]:

@@ -19,13 +19,13 @@ Rejected: JSON (a diff of it says little); block numbers (they depend on one cac
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lazyfs.device import Identity
 from lazyfs.errors import ProfileError
+from lazyfs.prefetch.covered import Covered
 from lazyfs.ranges import Span
 
 _TITLE = "lazyfs profile 1"
@@ -54,33 +54,6 @@ class Profile:
     def length(self) -> int:
         """Bytes in all."""
         return sum(use.span.length for use in self.uses)
-
-
-class Covered:
-    """A set of bytes, as few ranges."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._stops: list[int] = []
-
-    def add(self, span: Span) -> list[Span]:
-        """Add a range; returns the parts of it that were not in the set, in order."""
-        if not span.length:
-            return []
-        first = bisect_right(self._stops, span.start - 1)  # the first that touches it or is behind
-        last = bisect_right(self._starts, span.stop)
-        new, position = [], span.start
-        for start, stop in zip(self._starts[first:last], self._stops[first:last], strict=True):
-            if position < start:
-                new.append(Span(position, start))
-            position = max(position, stop)
-        if position < span.stop:
-            new.append(Span(position, span.stop))
-        start = min([span.start, *self._starts[first:last]])
-        stop = max([span.stop, *self._stops[first:last]])
-        self._starts[first:last] = [start]
-        self._stops[first:last] = [stop]
-        return new
 
 
 class Recording:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -40,6 +41,12 @@ class Recorder:
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         await self._below.ensure(offset, length, priority)
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return self._below.cached(offset, length)
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return await self._below.zeros(offset, length)
 
     async def wait_complete(self) -> None:
         await self._below.wait_complete()

@@ -88,6 +88,7 @@ PURE = (
     "sources/pace.py",
     "sources/urls.py",
     "prefetch/readahead.py",
+    "prefetch/covered.py",
     "prefetch/profile.py",
     "prefetch/preload.py",
     "formats/squashfs.py",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lazyfs.device import Identity
 from lazyfs.errors import ProfileError
-from lazyfs.prefetch.profile import Covered, Profile, Recording, Use, as_text, merge, parse
+from lazyfs.prefetch.profile import Profile, Recording, Use, as_text, merge, parse
 from lazyfs.ranges import Span
 
 SIZE = 10_000
@@ -27,18 +27,6 @@ def recorded(*spans: Span) -> Profile:
 
 def covered(*spans: Span) -> list[int]:
     return [byte for span in spans for byte in range(span.start, span.stop)]
-
-
-@given(READS)
-def test_what_is_added_is_new_once(spans: list[Span]) -> None:
-    real, model = Covered(), set[int]()
-    for span in spans:
-        new = covered(*real.add(span))
-        assert new == sorted(set(covered(span)) - model)
-        model.update(new)
-    starts, stops = real._starts, real._stops
-    assert all(a < b for a, b in zip(starts, stops, strict=True))
-    assert all(stop < start for stop, start in zip(stops, starts[1:], strict=False))
 
 
 @given(READS)

@@ -23,6 +23,18 @@ async def test_a_sequential_reader_sends_hints_down() -> None:
     ]
 
 
+async def test_who_reads_what_was_told_beforehand_is_not_read_ahead_of() -> None:
+    below = RecordingDevice(noise(1000 * KIB))
+    prefetcher = Prefetcher(below, ReadAheadLimit())
+    await prefetcher.ensure(0, 192 * KIB, Priority.PRELOAD)
+    for offset in range(0, 192 * KIB, 64 * KIB):
+        await prefetcher.read(offset, 64 * KIB)
+    hints = [call for call in below.calls if call[0] == "ensure"]
+    assert hints == [("ensure", 0, 192 * KIB, Priority.PRELOAD)]
+    await prefetcher.read(192 * KIB, 64 * KIB)
+    assert below.calls[-2][0] == "ensure"
+
+
 async def test_single_reads_send_no_hints() -> None:
     below = RecordingDevice(noise(8000 * KIB))
     prefetcher = Prefetcher(below, ReadAheadLimit())
