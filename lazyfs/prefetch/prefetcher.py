@@ -31,9 +31,10 @@ class Prefetcher:
 
     async def read(self, offset: int, length: int) -> bytes:
         link = self._below.link
-        limit = self._limit.bytes_at(link.rate)
+        told = self._told.covers(clamp(offset, length, self.identity.size))
+        limit = 0 if told else self._limit.bytes_at(link.rate)
         ahead = self._readahead.note(offset, length, limit, link.bandwidth_delay)
-        if ahead is not None and not self._told.covers(clamp(offset, length, self.identity.size)):
+        if ahead is not None:
             await self._below.ensure(ahead.start, ahead.length, Priority.READAHEAD)
         return await self._below.read(offset, length)
 
