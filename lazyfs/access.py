@@ -4,18 +4,26 @@ When a mount of the same image is running, it owns the cache, and is read instea
 """
 
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from lazyfs.device import Device
+from lazyfs.device import Device, Identity
 from lazyfs.errors import CacheBusy
-from lazyfs.mounts import CACHE_ATTRIBUTE, IMAGE_IN_A_TREE, KIND, Mounted, all_mounts
+from lazyfs.mounts import (
+    CACHE_ATTRIBUTE,
+    IDENTITY_ATTRIBUTE,
+    IMAGE_IN_A_TREE,
+    KIND,
+    Mounted,
+    all_mounts,
+)
 from lazyfs.options import StackOptions
 from lazyfs.sources import urls
 from lazyfs.sources.file import FileDevice
@@ -70,15 +78,18 @@ async def _opened(where: str, options: StackOptions) -> AsyncIterator[OpenImage]
         if not options.images:
             yield await closing.enter_async_context(_opened_file(Path(where), where, None))
             return
+        url = options.images[0].url
+        file = _mounted_file(urls.cache_key(url))
+        if file is not None:
+            notebook = notebook_of(options.cache, url)
+            opened = _opened_file(file, urls.shown(url), notebook)
+            yield await closing.enter_async_context(opened)
+            return
         try:
             image = await closing.enter_async_context(_opened_url(options))
-        except CacheBusy:
-            url = options.images[0].url
-            file = _mounted_file(urls.cache_key(url))
-            if file is None:
-                raise
-            notebook = notebook_of(options.cache, url)
-            image = await closing.enter_async_context(_opened_file(file, urls.shown(url), notebook))
+        except CacheBusy:  # another command is looking: its cache is not worth waiting for
+            alone = replace(options, cache=replace(options.cache, memory_only=True))
+            image = await closing.enter_async_context(_opened_url(alone))
         yield image
 
 
@@ -93,17 +104,25 @@ async def _opened_url(options: StackOptions) -> AsyncIterator[OpenImage]:
 
 @asynccontextmanager
 async def _opened_file(path: Path, name: str, notebook: Path | None) -> AsyncIterator[OpenImage]:
-    device = FileDevice(path)
+    device = FileDevice(path, _identity_of(path) if notebook else None)
     try:
         yield OpenImage(name, device, device.modified, notebook)
     finally:
         await device.aclose()
 
 
+def _identity_of(path: Path) -> Identity | None:
+    """What a mount says that pins the image in its file."""
+    try:
+        return Identity(**json.loads(os.getxattr(path, IDENTITY_ATTRIBUTE)))
+    except (OSError, ValueError, TypeError):  # the mount has ended, or is another lazyfs's
+        return None
+
+
 def _mounted_file(key: str) -> Path | None:
-    """The file of a running mount that stands on the cache of this name."""
+    """The file of a running mount, root's or our own, that stands on the cache of this name."""
     for mounted in all_mounts():
-        if mounted.kind == KIND:
+        if mounted.kind == KIND and mounted.user in (0, os.geteuid()):
             for path in _files_of(mounted):
                 with contextlib.suppress(OSError):  # a mount whose daemon has died
                     if os.getxattr(path, CACHE_ATTRIBUTE) == key.encode():

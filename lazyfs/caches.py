@@ -10,15 +10,21 @@ from lazyfs.cache.disk import DiskStore, saved_bitmap
 from lazyfs.cache.places import CacheLock, Meta
 from lazyfs.errors import CacheBusy, CacheError, CacheUnknown, UsageError
 from lazyfs.ranges import Span
+from lazyfs.sources import urls
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache. ``meta``: None if nobody can tell what it holds. ``cached``: bytes."""
+    """One cache. ``meta``: None if nobody can tell what it holds. ``cached``: bytes.
+
+    ``problem``: why nobody can tell; ``broken``: and nobody ever will.
+    """
 
     entry: Entry
     meta: Meta | None
     cached: int
+    problem: str = ""
+    broken: bool = True
 
     @property
     def name(self) -> str:
@@ -31,7 +37,7 @@ class Cache:
     @property
     def usable(self) -> bool:
         """Whether a later mount can take anything from it."""
-        return self.meta is not None and self.meta.identity.pinned
+        return self.meta.identity.pinned if self.meta is not None else not self.broken
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,12 @@ def chosen(found: Sequence[Cache], words: Sequence[str]) -> list[Cache]:
     """
     picked: dict[str, Cache] = {}
     for word in words:
-        exact = [c for c in found if word in (c.name, c.url)]
-        begin = exact or [c for c in found if c.name.startswith(word)]
+        name = urls.cache_key(word) if "://" in word else word
+        exact = [c for c in found if c.name == name]
+        begin = exact or [c for c in found if c.name.startswith(name)]
         if len(begin) != 1:
             what = "names no cache" if not begin else f"could mean {len(begin)} caches"
-            raise UsageError(f"{word!r} {what}", "see: lazyfs cache list")
+            raise UsageError(f"{urls.shown(word)!r} {what}", "see: lazyfs cache list")
         picked[begin[0].name] = begin[0]
     return list(picked.values())
 
@@ -106,7 +113,7 @@ def verify(cache: Cache) -> Verdict:
     """
     if cache.meta is None:
         raise CacheError(f"{cache.name} cannot be understood", f"lazyfs cache rm {cache.name}")
-    lock = CacheLock(cache.entry.paths.lock, patience=0)
+    lock = CacheLock(cache.entry.paths.lock, patience=caches.BRIEF, touch=False)
     try:
         store = DiskStore(cache.entry.paths, lock, cache.meta)
     except BaseException:
@@ -143,8 +150,12 @@ def _looked_at(entry: Entry) -> Cache:
         if meta is not None:
             present = saved_bitmap(entry.paths, meta)
             cached = present.byte_count(meta.block_size, meta.identity.size)
-    except (CacheUnknown, FileNotFoundError):  # which may just be being made, or emptied
+    except FileNotFoundError:  # it may just be being made, or emptied
         return Cache(entry, None, 0)
+    except CacheUnknown as error:
+        return Cache(entry, None, 0, error.message)
+    except (CacheError, OSError) as error:
+        return Cache(entry, None, 0, str(error), broken=False)
     return Cache(entry, meta, cached)
 
 

@@ -19,6 +19,7 @@ from lazyfs.errors import ImageError
 from lazyfs.iso import saved
 from lazyfs.iso.catalog import read_tree
 from lazyfs.iso.tree import Tree
+from lazyfs.wholefiles import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ async def tree_of(device: Device, notebook: Path | None = None) -> Tree:
     if notebook is not None and identity.pinned:
         await trio.to_thread.run_sync(_remember, notebook, identity, tree)
     return tree
+
+
+async def named_tree_of(image: str, device: Device, notebook: Path | None) -> Tree:
+    """The same; an ImageError begins with the name of ``image``."""
+    try:
+        return await tree_of(device, notebook)
+    except ImageError as error:
+        raise error.about(image) from error
 
 
 class DeviceFile(io.RawIOBase):
@@ -88,12 +97,8 @@ def _remembered(notebook: Path, identity: Identity) -> Tree | None:
 
 def _remember(notebook: Path, identity: Identity, tree: Tree) -> None:
     """Write it down, whole or not at all. A disk that refuses costs time at the next look."""
-    partial = notebook.with_name(f"{notebook.name}.new")
     try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(_title(identity) + saved.dump(tree))
-        os.replace(partial, notebook)
+        write_whole(notebook, _title(identity) + saved.dump(tree))
     except OSError as error:
         log.info("%s cannot be written: %s", notebook, error.strerror)
 

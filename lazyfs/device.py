@@ -4,7 +4,7 @@ A Device has no cursor: each read names its offset, so any number of readers sha
 Prefetch is a hint sent down through ``ensure``; it is never a second way to read.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -114,6 +114,17 @@ class Device(Protocol):
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         """Hint that these bytes will be wanted. Returns at once and never fails."""
+        ...
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Runs of these bytes, in order: their lengths, and whether they are held locally."""
+        ...
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        """Runs of these bytes, in order: their lengths, and whether they are known to be zeros.
+
+        At least the first; nothing is fetched for it. Raises a LazyfsError.
+        """
         ...
 
     async def wait_complete(self) -> None:

@@ -10,17 +10,22 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import trio
 
 from lazyfs.device import Device
-from lazyfs.errors import LazyfsError, OutputError, UsageError
+from lazyfs.errors import ImageError, OutputError, UsageError
 from lazyfs.iso.tree import Kind, Node, Tree
 from lazyfs.isofile import Content
 
 log = logging.getLogger(__name__)
+
+# With these, nothing more can be written at all.
+_IN_THE_WAY = "something that is no file is in the way"
+_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ class Copier:
 
     def size_of(self, paths: Sequence[str]) -> int:
         """Bytes that copying these paths will write. Raises ImageError."""
-        return sum(node.size for path in paths for _, node in self._tree.walk(path)
-                   if node.kind is Kind.FILE)  # fmt: skip
+        return sum(self._size_of(path) for path in paths)
 
     async def copy(self, paths: Sequence[str], destination: Path) -> None:
         """As cp(1) does: into a directory under the same names, or one thing under a new name.
@@ -64,60 +68,93 @@ class Copier:
             if node.kind is Kind.DIRECTORY and not self._options.recursive:
                 raise UsageError(f"{path} is a directory", "give -r to copy directories")
         place, name = _place_and_name(destination, len(nodes))
-        with _translated(destination), _directory(place) as directory:
+        try:
+            opened = _open_directory(place)
+        except OSError as error:
+            raise _output_error(place, error) from error
+        try:
             for path, node in zip(paths, nodes, strict=True):
                 where = name or PurePosixPath(path).name
                 if where in ("", ".", ".."):
-                    await self._copy_children(node, directory, place)
+                    await self._copy_children(node, opened, place)
                 else:
-                    await self._copy(node, directory, where, place / where)
+                    await self._copy(node, opened, where, place / where)
+        finally:
+            os.close(opened)
+
+    def _size_of(self, path: str) -> int:
+        if self._tree.node(path, follow=not self._options.recursive).kind is Kind.SYMLINK:
+            return 0
+        return sum(node.size for _, node in self._tree.walk(path) if node.kind is Kind.FILE)
 
     async def _copy(self, node: Node, directory: int, name: str, shown: Path) -> None:
-        with _translated(shown):
+        """Copy one thing and all below it. What cannot be is said, counted, and left out."""
+        try:
             if node.kind is Kind.DIRECTORY:
                 await self._copy_directory(node, directory, name, shown)
             elif node.kind is Kind.SYMLINK:
-                _make_link(node, directory, name)
+                self._make_link(node, directory, name)
             elif node.kind is Kind.FILE:
-                await self._copy_file(node, directory, name, shown)
+                await self._copy_file(node, directory, name)
             else:
                 kind = node.kind.name.lower().replace("_", " ")
                 log.warning("%s is left out: it is a %s", shown, kind)
+        except ImageError as error:
+            self._left_out(shown, str(error))
+        except OSError as error:
+            if error.errno in _HOPELESS:
+                raise _output_error(shown, error) from error
+            self._left_out(shown, _reason(error))
+
+    def _left_out(self, shown: Path, why: str) -> None:
+        self.failed += 1
+        log.error("%s is not copied: %s", shown, why)
 
     async def _copy_directory(self, node: Node, directory: int, name: str, shown: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o777, dir_fd=directory)
-        with _directory(name, directory) as made:
+        made = _open_directory(name, directory)
+        try:
             await self._copy_children(node, made, shown)
             self._keep(made, node)
+        finally:
+            os.close(made)
 
     async def _copy_children(self, node: Node, directory: int, shown: Path) -> None:
         for name, child in node.children.items():
             await self._copy(child, directory, name, shown / name)
 
-    async def _copy_file(self, node: Node, directory: int, name: str, shown: Path) -> None:
-        try:
-            content = Content(self._device, self._tree.extents_of(node, str(shown)))
-            with _new_file(name, directory, node.mode) as fd:
-                position = 0
-                async for piece in content.whole():
+    async def _copy_file(self, node: Node, directory: int, name: str) -> None:
+        content = Content(self._device, self._tree.extents_of(node, node.name))
+        with _new_file(name, directory, node.mode) as fd:
+            position = 0
+            async with aclosing(content.whole()) as pieces:
+                async for piece in pieces:
                     await trio.to_thread.run_sync(_write, fd, piece, position)
                     position += len(piece)
                     self._copied(len(piece))
-                os.ftruncate(fd, position)
-                self._keep(fd, node)
-        except OutputError:
-            raise
-        except LazyfsError as error:
-            self.failed += 1
-            log.error("%s is not copied: %s", shown, error)
+            os.ftruncate(fd, position)
+            self._keep(fd, node)
+
+    def _make_link(self, node: Node, directory: int, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
+                os.unlink(name, dir_fd=directory)
+        os.symlink(node.target, name, dir_fd=directory)
+        if self._options.preserve:
+            if os.geteuid() == 0:
+                os.chown(name, node.uid, node.gid, dir_fd=directory, follow_symlinks=False)
+            times = (node.mtime, node.mtime)
+            os.utime(name, times, dir_fd=directory, follow_symlinks=False)
 
     def _keep(self, fd: int, node: Node) -> None:
         """Give what was made the modes and times of the original, if that was asked for."""
         if self._options.preserve:
-            if os.geteuid() == 0:
+            owned = os.geteuid() == 0
+            if owned:
                 os.fchown(fd, node.uid, node.gid)
-            os.fchmod(fd, node.mode)
+            # Without the owner, set-id bits would give away somebody else's rights.
+            os.fchmod(fd, node.mode if owned else node.mode & 0o1777)
             os.utime(fd, (node.mtime, node.mtime))
 
 
@@ -133,15 +170,10 @@ def _place_and_name(destination: Path, count: int) -> tuple[Path, str]:
     return destination.parent, destination.name
 
 
-@contextlib.contextmanager
-def _directory(name: str | Path, within: int | None = None) -> Iterator[int]:
-    """An open directory; a link to one only if the user named it himself."""
+def _open_directory(name: str | Path, within: int | None = None) -> int:
+    """Open a directory; through a link to one only if the user named it himself."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if within is None else os.O_NOFOLLOW)
-    fd = os.open(name, flags, dir_fd=within)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return os.open(name, flags, dir_fd=within)
 
 
 @contextlib.contextmanager
@@ -151,7 +183,7 @@ def _new_file(name: str, directory: int, mode: int) -> Iterator[int]:
     fd = os.open(name, flags, mode & 0o777 | stat.S_IWUSR, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OutputError("it exists and is no regular file")
+            raise OSError(errno.EEXIST, _IN_THE_WAY)
         os.ftruncate(fd, 0)
         try:
             yield fd
@@ -162,13 +194,6 @@ def _new_file(name: str, directory: int, mode: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _make_link(node: Node, directory: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
-            os.unlink(name, dir_fd=directory)
-    os.symlink(node.target, name, dir_fd=directory)
-
-
 def _write(fd: int, piece: bytes, position: int) -> None:
     """Write a piece; nothing where it is all zeros, so that holes stay holes."""
     view = memoryview(piece if any(piece) else b"")
@@ -177,10 +202,13 @@ def _write(fd: int, piece: bytes, position: int) -> None:
         view, position = view[written:], position + written
 
 
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = "a symbolic link is in the way" if error.errno == errno.ELOOP else error.strerror
-        raise OutputError(f"{path} cannot be written: {why}") from error
+def _output_error(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return "a symbolic link, or something else that is no directory, is in the way"
+    if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+        return _IN_THE_WAY
+    return error.strerror or str(error)

@@ -1,7 +1,7 @@
 """The content of files in an ISO image, straight from where they lie."""
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import accumulate
 
 from lazyfs.device import Device, Priority
@@ -25,8 +25,8 @@ class Content:
         pieces = [await self._read(piece) for piece in self.pieces(offset, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def whole(self) -> AsyncIterator[bytes]:
-        """All of it, in order. It is asked for at once, for all of it will be wanted."""
+    async def whole(self) -> AsyncGenerator[bytes, None]:
+        """All of it, in order. It is asked for at once: all of it will be wanted, and no more."""
         for extent in self._extents:
             if extent.offset != HOLE:
                 await self._device.ensure(extent.offset, extent.length, Priority.READAHEAD)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lazyfs.errors import LogError
 from lazyfs.options import LogOptions, MountOptions
+from lazyfs.texts import printable
 
 _SYSLOG = Path("/dev/log")
 
@@ -30,6 +31,14 @@ class _Json(logging.Formatter):
         from datetime import UTC, datetime
 
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+class _Plain(logging.Formatter):
+    """Lines whose messages cannot command a terminal, whatever a server or an image put in."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def terminal(options: LogOptions) -> logging.Handler:
@@ -75,5 +84,5 @@ def use(handler: logging.Handler, level: int) -> None:
 
 
 def _formatted(handler: logging.Handler, options: LogOptions, plain: str) -> logging.Handler:
-    handler.setFormatter(_Json() if options.json else logging.Formatter(plain))
+    handler.setFormatter(_Json() if options.json else _Plain(plain))
     return handler

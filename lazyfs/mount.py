@@ -13,7 +13,7 @@ import trio
 
 from lazyfs import logs
 from lazyfs.background import run_in_background
-from lazyfs.catalogs import tree_of
+from lazyfs.catalogs import named_tree_of
 from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError, UsageError
 from lazyfs.frontends.fuse import FuseMount, ReadOnlyFilesystem
@@ -49,12 +49,11 @@ def mount(
     check_mountpoint(options)
 
     def work(ready: Callable[[], None]) -> int:
-        _keep_memory_to_ourselves()
         # Until then the user looks on, and is told what he would want to know.
         level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
         logs.use(logs.terminal(options.log), level)
         try:
-            trio.run(_serve, options, ready, use)
+            _run_to_the_end(options, ready, use)
         except LazyfsError as error:
             return report(error)
         finally:
@@ -66,10 +65,15 @@ def mount(
     return work(lambda: None) if options.foreground else run_in_background(work)
 
 
-def _keep_memory_to_ourselves() -> None:
-    """No memory in core dumps: logins are in it (core(5))."""
-    with contextlib.suppress(OSError):  # a kernel that writes no core dumps has no such file
-        Path("/proc/self/coredump_filter").write_text("0")
+def _run_to_the_end(
+    options: MountOptions,
+    ready: Callable[[], None],
+    use: Callable[[], Awaitable[None]] | None,
+) -> None:
+    try:
+        trio.run(_serve, options, ready, use)
+    except* KeyboardInterrupt:  # before signals are taken care of
+        raise KeyboardInterrupt from None
 
 
 def check_mountpoint(options: MountOptions) -> None:
@@ -155,8 +159,9 @@ def _start_serving(
 
     nursery.start_soon(answer)
     nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, in_use, nursery.cancel_scope)
+    budget = None if options.cache.limit is None else options.cache.limit // 2
     for image in stack.images:
-        nursery.start_soon(preload, image, options.preload)
+        nursery.start_soon(preload, image, options.preload, budget)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
@@ -175,7 +180,7 @@ async def _filesystem(
     """
     files = [ImageFile(i.name, i.device, i.url, i.key, i.mtime) for i in images]
     if options.browse:
-        tree = await tree_of(images[0].device, images[0].notebook)
+        tree = await named_tree_of(images[0].url, images[0].device, images[0].notebook)
         return TreeFiles(tree.root, partial(_reader, images[0].device), files[0])
     return ImageFiles(files, single, 1e9 if for_ever else 1.0)
 

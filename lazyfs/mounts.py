@@ -7,19 +7,22 @@ from pathlib import Path
 
 KIND = "fuse.lazyfs"  # of our own mounts
 CACHE_ATTRIBUTE = "user.lazyfs.cache"  # of a mounted image: the name of its cache
+IDENTITY_ATTRIBUTE = "user.lazyfs.identity"  # of a mounted image: its Identity, as JSON
 IMAGE_IN_A_TREE = ".lazyfs-image"  # what the image is called where its tree is shown
 
+_USER = re.compile(r"(?:^|,)user_id=(\d+)")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """One mount. ``device``: major:minor."""
+    """One mount. ``device``: major:minor. ``user``: who mounted it, where FUSE says so."""
 
     mountpoint: Path
     kind: str
     source: str
     device: str
+    user: int | None = None
 
 
 def mount_on(mountpoint: Path) -> Mounted | None:
@@ -35,8 +38,11 @@ def all_mounts() -> list[Mounted]:
 
 def _parse(line: str) -> Mounted:
     before, _, after = line.partition(" - ")
-    fields, (kind, source, *_) = before.split(" "), after.split(" ")
-    return Mounted(Path(_plain(fields[4])), kind, _plain(source), fields[2])
+    fields, (kind, source, options, *_) = before.split(" "), after.split(" ")
+    user = _USER.search(options)
+    return Mounted(
+        Path(_plain(fields[4])), kind, _plain(source), fields[2], int(user[1]) if user else None
+    )
 
 
 def _plain(field: str) -> str:

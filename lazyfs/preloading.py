@@ -18,58 +18,93 @@ from lazyfs.options import AUTO, PreloadOptions
 from lazyfs.prefetch import profile
 from lazyfs.prefetch.files import load
 from lazyfs.prefetch.preload import in_order_of_use
-from lazyfs.prefetch.profile import LARGEST
+from lazyfs.prefetch.profile import Profile
 from lazyfs.ranges import Span
 from lazyfs.stack import Image
 
 log = logging.getLogger(__name__)
 
+ENDING = ".lazyprofile"  # of a profile that lies beside its image
+PATIENCE = 30.0  # seconds that such a profile is waited for
+_AT_A_TIME = 1000  # ranges that are asked for between two looks at the event loop
 _BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
 
 
-async def preload(image: Image, options: PreloadOptions) -> None:
-    """Ask for all that ``options`` name, profile first. Never fails."""
+async def preload(image: Image, options: PreloadOptions, budget: int | None) -> None:
+    """Ask for all that ``options`` name, profile first. Never fails.
+
+    ``budget``: bytes that may be asked for in all; None for any number.
+    """
+    preloader = _Preloader(image, budget)
     try:
         if options.profile is not None:
-            await _replay(image, options.profile, options.any_version)
+            await preloader.replay(options.profile, options.any_version)
     except LazyfsError as error:
         log.warning("%s: the profile is not used: %s", image.url, error)
     try:
         if options.patterns:
-            await _preload_patterns(image, options.patterns)
+            await preloader.preload(options.patterns)
     except LazyfsError as error:
         log.warning("%s: nothing is preloaded: %s", image.url, error)
+    except Exception:
+        log.exception("%s: nothing more is preloaded", image.url)
 
 
-async def _replay(image: Image, file: Path, any_version: bool) -> None:
-    if file == AUTO:
-        content = await image.beside(".lazyprofile", LARGEST)
-        if content is None:
-            log.info("%s: there is no profile beside it", image.url)
+class _Preloader:
+    def __init__(self, image: Image, budget: int | None) -> None:
+        self._image = image
+        self._device = image.device
+        self._left = image.device.identity.size if budget is None else budget
+
+    async def replay(self, file: Path, any_version: bool) -> None:
+        """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError."""
+        found = await (self._beside() if file == AUTO else trio.to_thread.run_sync(load, file))
+        if found is None:
+            log.info("%s: there is no profile beside it", self._image.url)
             return
-        found = profile.parse(content.decode(errors="replace"))
-    else:
-        found = await trio.to_thread.run_sync(load, file)
-    if not any_version and not image.device.identity.matches(found.identity):
-        raise ProfileError(
-            "it is of another version of the image", "record a new one, or give --profile-any"
-        )
-    spans = list(in_order_of_use(found.uses))
-    await _ask_for(image.device, spans)
-    log.info("%s: preloading %d ranges, %d bytes", image.url, len(spans), found.length)
+        if not any_version and not self._device.identity.matches(found.identity):
+            raise ProfileError(
+                "it is of another version of the image", "record a new one, or give --profile-any"
+            )
+        await self._ask_for(in_order_of_use(found.uses), "the profile")
 
+    async def preload(self, patterns: Iterable[str]) -> None:
+        """Ask for what these patterns name. Raises a LazyfsError if the tree cannot be read."""
+        tree = await tree_of(self._device, self._image.notebook)
+        for pattern in patterns:
+            try:
+                spans = await _ranges(self._device, tree, pattern)
+            except ImageError as error:
+                log.warning("%s: --preload %s: %s", self._image.url, pattern, error)
+                continue
+            await self._ask_for(spans, pattern)
 
-async def _preload_patterns(image: Image, patterns: Iterable[str]) -> None:
-    tree = await tree_of(image.device, image.notebook)
-    for pattern in patterns:
-        try:
-            spans = await _ranges(image.device, tree, pattern)
-        except ImageError as error:
-            log.warning("%s: --preload %s: %s", image.url, pattern, error)
-            continue
-        await _ask_for(image.device, spans)
-        total = sum(span.length for span in spans)
-        log.info("%s: preloading %d bytes for %s", image.url, total, pattern)
+    async def _beside(self) -> Profile | None:
+        """The profile that lies beside the image on its server; None if there is none."""
+        with trio.move_on_after(PATIENCE):
+            content = await self._image.beside(ENDING, profile.LARGEST)
+            if content is None:
+                return None
+            text = content.decode(errors="replace")
+            return await trio.to_thread.run_sync(profile.parse, text)
+        raise ProfileError(f"it did not come within {PATIENCE:g} seconds")
+
+    async def _ask_for(self, spans: Iterable[Span], what: str) -> None:
+        total = 0
+        for number, span in enumerate(spans):
+            if span.length > self._left:
+                log.warning(
+                    "%s: not all of %s is preloaded: the cache could not hold it",
+                    self._image.url,
+                    what,
+                )
+                break
+            self._left -= span.length
+            total += span.length
+            await self._device.ensure(span.start, span.length, Priority.PRELOAD)
+            if number % _AT_A_TIME == 0:
+                await trio.lowlevel.checkpoint()
+        log.info("%s: preloading %d bytes for %s", self._image.url, total, what)
 
 
 async def _ranges(device: Device, tree: Tree, pattern: str) -> list[Span]:
@@ -107,8 +142,3 @@ async def _squashfs_tables(device: Device, tree: Tree, path: str) -> list[Span]:
         tables = squashfs.tables(superblock, extent.length)
         found.append(Span(extent.offset + tables.start, extent.offset + tables.stop))
     return found
-
-
-async def _ask_for(device: Device, spans: Iterable[Span]) -> None:
-    for span in spans:
-        await device.ensure(span.start, span.length, Priority.PRELOAD)

@@ -15,7 +15,8 @@ from pathlib import Path
 import trio
 
 from lazyfs.cache.blockcache import BlockCache
-from lazyfs.cache.disk import open_disk_store
+from lazyfs.cache.directory import allocated
+from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
 from lazyfs.cache.places import CacheLock, CachePaths, Meta
@@ -178,11 +179,17 @@ def _open_store(
     try:
         if options.block_size not in (None, disk.block_size):
             log.warning("%s: the cache keeps its block size of %d bytes", name, disk.block_size)
-        room = Room(paths.data.parent, disk.allocated, options.limit, options.min_free)
+        room = _room(paths, disk, options)
         return OverflowStore(name, disk, room)
     except BaseException:
         disk.close()
         raise
+
+
+def _room(paths: CachePaths, disk: DiskStore, options: CacheOptions) -> Room:
+    place = paths.data.parent
+    taken = disk.allocated if paths.foreign else partial(allocated, place)
+    return Room(place, taken, options.limit, options.min_free)
 
 
 async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpSource:

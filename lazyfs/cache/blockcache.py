@@ -12,7 +12,7 @@ goes to those who wait. Each read ends by its deadline.
 
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import trio
@@ -109,7 +109,7 @@ class BlockCache:
 
     async def _read_anew(self, span: Span, blocks: Span) -> bytes:
         """Fetch what could be read and now cannot. Raises CacheError if that is in vain."""
-        self._plan.lost(range(blocks.start, blocks.stop))
+        self._lost(range(blocks.start, blocks.stop))
         await self._make_ready(blocks)
         try:
             return self._store.read(span)
@@ -128,6 +128,16 @@ class BlockCache:
     def _hint(self, blocks: Span, priority: Priority) -> None:
         self._plan.hint(blocks, priority)
         self._work[(priority,)].set()
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        span = clamp(offset, length, self.identity.size)
+        blocks = blocks_of(span, self._block_size)
+        for block in range(blocks.start, blocks.stop):
+            found = bytes_of(Span(block, block + 1), self._block_size, span.stop)
+            yield found.stop - max(found.start, span.start), block in self._plan.present
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return [(clamp(offset, length, self.identity.size).length, False)]
 
     async def wait_complete(self) -> None:
         """Wait until the whole image is here, each block compared with its checksum."""
@@ -330,11 +340,21 @@ class BlockCache:
     def _evict(self) -> int:
         """Let the store put its blocks in order; returns how many went to keep to its limit."""
         gone = self._store.evict(self._plan.held)
-        self._plan.lost(gone)
+        self._lost(gone)
         self._counts.evicted += len(gone)
-        if self._all_here():
+        if self._all_here() and not self._complete.is_set():
             self._arrived_all.set()
         return len(gone)
+
+    def _lost(self, blocks: Collection[int]) -> None:
+        """These blocks are not there any more."""
+        self._plan.lost(blocks)
+        if blocks:
+            self._not_complete_any_more()
+
+    def _not_complete_any_more(self) -> None:
+        if self._complete.is_set():
+            self._complete = trio.Event()
 
     def _all_here(self) -> bool:
         """Whether all blocks are in their place, as far as is known without looking at them."""
@@ -348,7 +368,7 @@ class BlockCache:
         self._plan.drop_hints(Priority.FILL)
 
     async def _watch_completion(self) -> None:
-        """Find out when all blocks are here and right, those of earlier mounts too."""
+        """Find out when all blocks are here, right and on the disk, those of earlier mounts too."""
         while True:
             await self._arrived_all.wait()
             self._arrived_all = trio.Event()
@@ -356,12 +376,16 @@ class BlockCache:
             for first in range(0, self._plan.present.block_count, step):
                 self._ready(Span(first, min(first + step, self._plan.present.block_count)))
                 await trio.lowlevel.checkpoint()
-            if self._all_here():
+            self._note_blocks()
+            if not await self._sync():
+                await trio.sleep(SYNC_EVERY)
+                self._arrived_all.set()
+            elif self._all_here():
                 log.info("%s is complete", self._name)
                 await self._source.rest()
                 self._complete.set()
-                return
-            await self.ensure(0, self.identity.size, Priority.FILL)
+            else:
+                await self.ensure(0, self.identity.size, Priority.FILL)
 
     # Saving
 
@@ -370,9 +394,8 @@ class BlockCache:
         pages = self._plan.present.take_dirty()
         if not pages:
             return
-        self._unsynced = True
         try:
-            self._store.note(pages)
+            self._unsynced = self._store.note(pages) or self._unsynced
         except OSError as error:
             self._plan.present.mark_dirty(pages)
             log.error("%s: the cache's bitmap cannot be written: %s", self._name, error.strerror)
@@ -384,15 +407,19 @@ class BlockCache:
             self._note_blocks()
             await self._sync()
 
-    async def _sync(self) -> None:
+    async def _sync(self) -> bool:
+        """Have the disk keep what was written; returns whether it does."""
         if not self._unsynced:
-            return
+            return True
         self._unsynced = False
         try:
             await trio.to_thread.run_sync(self._store.sync)
         except OSError as error:
             self._unsynced = True
+            self._not_complete_any_more()  # what was verified may be gone from the kernel's memory
             log.error("%s: the cache cannot be synced: %s", self._name, error.strerror)
+            return False
+        return True
 
     # Waiting
 
@@ -404,7 +431,7 @@ class BlockCache:
         if not damaged:
             return True
         self._counts.damaged += len(damaged)
-        self._plan.lost(damaged)
+        self._lost(damaged)
         if self._filling:
             for block in damaged:
                 self._hint(Span(block, block + 1), Priority.FILL)

@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.cache.files import is_stood_on
 from lazyfs.cache.places import CacheLock, CachePaths, clear
 from lazyfs.errors import CacheBusy, CacheError
+from lazyfs.filelocks import is_marked
 
+BRIEF = 0.2  # seconds: somebody may just be looking who has the lock
 _SECTOR = 512  # bytes; the unit of st_blocks
 _KEY = re.compile(r".+-[0-9a-f]{16}")  # the name of a cache's directory, see ``urls.cache_key``
 
@@ -20,14 +21,22 @@ class Entry:
     """One image's cache.
 
     ``allocated``: bytes on the disk, of all its files. ``used_at``: when it was last in use, POSIX
-    seconds. ``holder``: who uses it now, "a loop device" or the number of a process, as its lock
-    has it; None if nobody does.
+    seconds. ``process``: the one that uses it now, as its lock has it; None if none does.
+    ``stood_on``: whether a loop device stands on its data.
     """
 
     paths: CachePaths
     allocated: int
     used_at: float
-    holder: str | None
+    process: str | None
+    stood_on: bool
+
+    @property
+    def holder(self) -> str | None:
+        """Who uses it now, in words; None for nobody."""
+        if self.process is not None:
+            return f"process {self.process}"
+        return "a loop device" if self.stood_on else None
 
     @property
     def directory(self) -> Path:
@@ -49,7 +58,7 @@ def entries(directory: Path) -> list[Entry]:
 
 def remove(entry: Entry) -> None:
     """Delete a cache that nobody uses. Raises CacheBusy or CacheError."""
-    lock = CacheLock(entry.paths.lock, patience=0)
+    lock = CacheLock(entry.paths.lock, patience=BRIEF, touch=False)
     try:
         if _is_stood_on(entry.paths.data):
             raise CacheBusy(f"a loop device stands on {entry.paths.data}", "unmount it first")
@@ -71,10 +80,19 @@ def _entry(directory: Path) -> Entry | None:
     """None when it is being removed by somebody else."""
     paths = CachePaths.in_directory(directory)
     with contextlib.suppress(FileNotFoundError):
-        allocated = sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
-        holder = _holder(paths.lock) or ("a loop device" if _is_stood_on(paths.data) else None)
-        return Entry(paths, allocated, paths.lock.stat().st_mtime, holder)
+        return Entry(
+            paths,
+            allocated(directory),
+            paths.lock.stat().st_mtime,
+            _holder(paths.lock),
+            _is_stood_on(paths.data),
+        )
     return None
+
+
+def allocated(directory: Path) -> int:
+    """Bytes that the files in a cache's directory take on the disk. Raises OSError."""
+    return sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
 
 
 def _is_stood_on(data: Path) -> bool:
@@ -83,7 +101,7 @@ def _is_stood_on(data: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return is_stood_on(fd)
+        return is_marked(fd)
     finally:
         os.close(fd)
 

@@ -5,11 +5,11 @@ reorders and tears what was not synced.
 """
 
 import ctypes
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lazyfs.filelocks import is_marked
 from lazyfs.ranges import Span
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -66,8 +66,8 @@ class File:
             raise OSError(number, os.strerror(number), str(self.path))
 
     def stood_on(self) -> bool:
-        """Whether a loop device stands on it: that holds a shared lock (``frontends/loop.py``)."""
-        return is_stood_on(self._fd)
+        """Whether a loop device stands on it: that has marked it (``frontends/loop.py``)."""
+        return is_marked(self._fd)
 
     def allocated(self) -> int:
         """Bytes that it takes on the disk."""
@@ -86,16 +86,6 @@ class File:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def is_stood_on(fd: int) -> bool:
-    """Whether somebody holds a lock on an open file. Raises OSError."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
 
 
 Opener = Callable[[Path, int], File]  # path, length

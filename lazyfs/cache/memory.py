@@ -70,8 +70,8 @@ class MemoryStore:
             del self._blocks[block]
         return gone
 
-    def note(self, pages: Pages) -> None:
-        """Memory ends with the process."""
+    def note(self, pages: Pages) -> bool:  # noqa: ARG002
+        return False  # memory ends with the process
 
     def sync(self) -> None:
         """Memory ends with the power."""

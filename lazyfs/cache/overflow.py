@@ -25,6 +25,7 @@ from lazyfs.ranges import Span, blocks_of
 log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 16 << 20  # bytes of blocks in memory
+AT_ONCE = 4 << 20  # bytes that are given back in one go: no reader is served meanwhile
 TRY_AGAIN = 30.0  # seconds after which a disk that refused is tried again
 
 
@@ -53,8 +54,9 @@ class OverflowStore:
             room.measure()
         except OSError as error:
             raise CacheError(f"{name}: the cache cannot be used: {error.strerror}") from error
-        for block in self._make_room(()):
-            self.present.discard(block)
+        while gone := self._make_room(()):
+            for block in gone:
+                self.present.discard(block)
 
     @property
     def copy(self) -> Path:
@@ -96,15 +98,16 @@ class OverflowStore:
             self._memory.put(block, content)
 
     def evict(self, held: Container[int]) -> list[int]:
-        gone = self._memory.evict(held) + self._make_room(held)
+        gone = self._memory.evict(held)
         if not self._memory.empty:
             self._move_to_disk()
-        return gone
+        return gone + self._make_room(held)
 
-    def note(self, pages: Pages) -> None:
+    def note(self, pages: Pages) -> bool:
         if not self._memory.empty:
             pages = [(n, page_without(n, content, self._memory)) for n, content in pages]
         self._disk.note(pages)
+        return True
 
     def sync(self) -> None:
         self._disk.sync()
@@ -128,8 +131,8 @@ class OverflowStore:
             return False
         try:
             if not self._room.take(len(content)):
-                if not self._room.shortage:
-                    self._refuse("its disk has no more than --min-free left")
+                if self._room.refusal:
+                    self._refuse(self._room.refusal)
                 return False
             self._disk.put(block, content)
         except OSError as error:
@@ -141,22 +144,26 @@ class OverflowStore:
         return True
 
     def _make_room(self, held: Container[int]) -> list[int]:
-        """Let blocks on the disk go for what the room is short of; returns them."""
-        if not self._room.shortage:
-            return []
-        if self._disk.data.stood_on():
-            self._refuse("a loop device stands on it, so nothing of it can go")
-            return []
-        count = -(-self._room.shortage // self.block_size)
-        gone = [b for b in self._uses.choose(count, held) if b not in self._memory]
-        if not gone:
-            self._refuse("--cache-size leaves it nothing")
+        """Let blocks on the disk go for what the room is short of, some at a time; returns them."""
+        if not self._room.shortage or self._clock() < self._try_at:
             return []
         try:
+            self._room.measure()  # others may have given something back
+            if not self._room.shortage:
+                return []
+            if self._disk.data.stood_on():
+                self._refuse("a loop device stands on it, so nothing of it can go")
+                return []
+            count = max(1, min(self._room.shortage, AT_ONCE) // self.block_size)
+            gone = [b for b in self._uses.choose(count, held) if b not in self._memory]
+            if not gone:
+                self._refuse("--cache-size leaves it nothing")
+                return []
             self._disk.drop(gone)
             self._room.measure()
         except OSError as error:
             self._refuse(error.strerror or str(error))
+            return []
         return gone
 
     def _move_to_disk(self) -> None:

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lazyfs.cache.bitmap import padded_bytes
 from lazyfs.device import Identity
 from lazyfs.errors import CacheBusy, CacheError, CacheUnknown
 from lazyfs.options import CACHE_ENDINGS, is_block_size
+from lazyfs.wholefiles import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,10 @@ class CachePaths:
 class CacheLock:
     """The right to use a cache, for as long as this is open."""
 
-    def __init__(self, path: Path, patience: float = 2.0) -> None:
+    def __init__(self, path: Path, patience: float = 2.0, *, touch: bool = True) -> None:
         """Take the lock, waiting ``patience`` seconds for a daemon that is just ending.
 
-        Raises CacheBusy or CacheError.
+        ``touch``: whether that counts as a use of the cache. Raises CacheBusy or CacheError.
         """
         try:
             self._fd = self._taken(path, time.monotonic() + patience)
@@ -74,6 +74,7 @@ class CacheLock:
                 f"the cache directory {path.parent} cannot be used: {error.strerror}",
                 "name another with --cache-dir, or use --no-cache",
             ) from error
+        self._used_at = None if touch else _times(self._fd)
         with contextlib.suppress(OSError):  # a full disk: others are told of an unknown process
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -83,7 +84,10 @@ class CacheLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):  # a read-only disk: the time stays as it was
-                os.utime(fd)
+                if self._used_at is None:
+                    os.utime(fd)
+                else:
+                    os.utime(fd, ns=self._used_at)
             os.close(fd)
 
     def _taken(self, path: Path, until: float) -> int:
@@ -112,6 +116,11 @@ class CacheLock:
 
 
 _HOLDER = re.compile(rb"(\d{1,10}\n)?\0*")  # what a lock file holds; zeros: after a power cut
+
+
+def _times(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_atime_ns, found.st_mtime_ns
 
 
 def _flock(fd: int) -> bool:
@@ -146,12 +155,8 @@ class Meta:
             "identity": asdict(self.identity),
             "block_size": self.block_size,
         }
-        partial = path.with_name(path.name + ".new")
-        with _private(partial) as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        text = json.dumps(content, indent=2) + "\n"
+        write_whole(path, text.encode(), synced=True)
 
     @classmethod
     def load(cls, path: Path) -> "Meta | None":
@@ -223,11 +228,3 @@ def clear(paths: CachePaths) -> None:
     """Drop a cache. The bitmap goes first: without it nothing else counts."""
     for path in (paths.bitmap, paths.catalog, paths.sums, paths.data, paths.meta, *paths.partial):
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _private(path: Path) -> Iterator[Any]:
-    """A new text file that only its owner may read."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        yield file

@@ -52,7 +52,9 @@ class Room:
         self._step = _LARGEST_STEP if limit is None else min(_LARGEST_STEP, limit // 16)
         self._taken = 0  # bytes that the cache takes at most
         self._claim = 0
+        self._needed = 0  # bytes that the write takes that was asked for last
         self.shortage = 0  # bytes to give back before more can be had within the limit
+        self.refusal = ""  # why ``take`` said no, where giving back would not help and time might
 
     @property
     def limited(self) -> bool:
@@ -63,60 +65,69 @@ class Room:
         """Whether this many bytes more may be written. Raises OSError."""
         if self._limit is None and self._min_free is None:
             return True
+        self.refusal = ""
         cost = -(-length // _PAGE) * _PAGE + _BESIDE
+        self._needed = cost
         if self._taken + cost > self._claim and not self.shortage:
-            self.measure(cost)
+            self.measure()
         if self._taken + cost > self._claim:
             return False
         self._taken += cost
         return True
 
-    def measure(self, needed: int = 0) -> None:
+    def measure(self) -> None:
         """See what is taken, and claim as much more as there may be. Raises OSError.
 
-        ``needed``: bytes that the next write takes.
+        While another daemon makes its claim, nothing is claimed: the event loop must not wait for
+        others.
         """
+        self._claim, self.shortage = 0, 0
         self._taken = self._allocated() + _FIXED
-        step = max(self._step, needed)
+        step = max(self._step, self._needed)
         most = self._taken + step
         if self._min_free is not None:
             found = os.statvfs(self._place)
             most = min(most, self._taken + found.f_bavail * found.f_frsize - self._min_free)
-        self._claim = most
-        self.shortage = 0
-        if self._limit is not None:
-            self._claim_within(self._limit, most, step)
+            if most < self._taken + self._needed:
+                self.refusal = "its disk has no more than --min-free left"
+        if self._limit is None:
+            self._claim = most
+            return
+        with self._directory_locked() as alone:
+            if alone:
+                self._claim_within(self._limit, most, step)
 
     def _claim_within(self, limit: int, wanted: int, step: int) -> None:
-        with self._directory_locked():
-            others = [e for e in entries(self._place.parent) if e.directory != self._place]
-            sizes = {e.name: max(e.allocated, _claim_of(e)) for e in others}
-            for entry in others:
-                if sum(sizes.values()) + wanted <= limit:
-                    break
-                if entry.holder is None and _removed(entry):
-                    del sizes[entry.name]
-            self._claim = min(wanted, limit - sum(sizes.values()))
-            if self._claim < wanted:
-                self.shortage = max(step, self._taken - self._claim)
-            (self._place / "claim").write_text(f"{max(0, self._claim)}\n")
+        others = [e for e in entries(self._place.parent) if e.directory != self._place]
+        sizes = {e.name: max(e.allocated, _claim_of(e)) for e in others}
+        for entry in others:
+            if sum(sizes.values()) + wanted <= limit:
+                break
+            if entry.holder is None and _removed(entry):
+                del sizes[entry.name]
+        claim = min(wanted, limit - sum(sizes.values()))
+        (self._place / "claim").write_text(f"{max(0, claim)}\n")
+        self._claim = claim
+        if claim < wanted and claim < self._taken + self._needed:
+            self.shortage = max(step, self._taken - claim)
 
     @contextlib.contextmanager
-    def _directory_locked(self) -> Iterator[None]:
-        """Alone in making claims. Held for milliseconds."""
-        fd = os.open(
-            self._place.parent / "limit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+    def _directory_locked(self) -> Iterator[bool]:
+        """Whether we are alone in making claims, for as long as the block lasts."""
+        path = self._place.parent / "limit.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
         finally:
             os.close(fd)
 
 
 def _claim_of(entry: Entry) -> int:
     """Bytes that the daemon which uses this cache may let it grow to."""
-    if entry.holder is None:
+    if entry.process is None:
         return 0
     try:
         return int(entry.paths.claim.read_text()[:20])

@@ -41,10 +41,10 @@ class Store(Protocol):
         """Bytes that may be kept for readers who have not come yet; None for any number."""
         ...
 
-    def note(self, pages: Pages) -> None:
+    def note(self, pages: Pages) -> bool:
         """Write these pages of the bitmap; from then on they survive the end of this process.
 
-        Raises OSError.
+        Returns whether there is something to sync now. Raises OSError.
         """
         ...
 

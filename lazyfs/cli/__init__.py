@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lazyfs.errors import LazyfsError, UsageError
+from lazyfs.texts import printable
 
 COMMANDS = {
     "cache": "look at what is cached, verify it, clean up",
@@ -32,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads our output has seen enough
+        from lazyfs.cli.terminal import give_up_stdout
+
+        give_up_stdout()
+        return 141  # as a shell says it of a program that SIGPIPE ended
 
 
 def report(error: LazyfsError) -> int:
     """Tell the user of an error, in one line on stderr; returns the exit code it means."""
-    print(f"lazyfs: {error}", file=sys.stderr)
+    print(f"lazyfs: {printable(str(error))}", file=sys.stderr)
     return error.exit_code
 
 
@@ -44,7 +50,9 @@ def _run(arguments: list[str]) -> int:
     word = arguments[0] if arguments else "--help"
     if word in COMMANDS:
         command = importlib.import_module(f"lazyfs.cli.{word}")
-        return int(command.main(arguments[1:]))
+        code = int(command.main(arguments[1:]))
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        return code
     if not word.startswith("-") and "://" not in word:
         raise UsageError(
             f"{word!r} is neither a URL nor a command",

@@ -11,6 +11,7 @@ from lazyfs import caches
 from lazyfs.caches import Cache, Verdict
 from lazyfs.cli.common import as_type, cache_directory
 from lazyfs.cli.parser import Parser
+from lazyfs.cli.terminal import printing
 from lazyfs.errors import UsageError
 from lazyfs.options import format_size, parse_duration, parse_size
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     found = caches.all_caches(cache_directory(given.cache_dir))
     command: Callable[[argparse.Namespace, list[Cache]], int] = given.command
-    return command(given, found)
+    with printing():
+        return command(given, found)
 
 
 def _parser() -> Parser:
@@ -78,7 +80,7 @@ def _row(cache: Cache) -> tuple[str, str, str, str, str]:
     if cache.entry.holder is not None:
         used = f"now, by {cache.entry.holder}"
     if cache.meta is None:
-        return "?", "?", "", used, cache.name
+        return "?", "?", "", used, f"{cache.name}\n    {cache.problem}".rstrip()
     size = cache.meta.identity.size
     percent = f"{100 * cache.cached // size}%"
     name = f"{cache.name}\n    {cache.url}"
@@ -146,6 +148,7 @@ def _described(cache: Cache) -> dict[str, Any]:
         "used_at": datetime.fromtimestamp(entry.used_at, UTC).isoformat(timespec="seconds"),
         "used_by": entry.holder,
         "usable": cache.usable,
+        "problem": cache.problem or None,
     }
 
 

@@ -3,13 +3,21 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import trio
 
 from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import tree_of
-from lazyfs.cli.common import add_image, add_source_options, stack_options
+from lazyfs.catalogs import named_tree_of
+from lazyfs.cli.common import (
+    add_image,
+    add_source_options,
+    hide_secrets,
+    log_to_terminal,
+    stack_options,
+)
 from lazyfs.cli.parser import Parser
+from lazyfs.cli.terminal import printing
 from lazyfs.isofile import Content
 
 _EXAMPLE = """\
@@ -20,17 +28,18 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(arguments)
+    hide_secrets(["cat", given.image])
+    log_to_terminal()
 
     async def write(image: OpenImage) -> None:
-        tree = await tree_of(image.device, image.notebook)
+        tree = await named_tree_of(image.name, image.device, image.notebook)
         for extents in [tree.extents(path) for path in given.paths]:
-            async for piece in Content(image.device, extents).whole():
-                await trio.to_thread.run_sync(_write, piece)
+            async with aclosing(Content(image.device, extents).whole()) as pieces:
+                async for piece in pieces:
+                    await trio.to_thread.run_sync(_write, piece, abandon_on_cancel=True)
 
-    try:
+    with printing():
         with_image(given.image, stack_options(given, given.image), write)
-    except BrokenPipeError:  # who reads has seen enough
-        return 141  # as a shell says it of a program that SIGPIPE ended
     return 0
 
 

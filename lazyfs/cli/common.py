@@ -1,6 +1,7 @@
 """The options that commands share, and what they mean: from words to ``MountOptions``."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -63,12 +64,17 @@ _OURS = frozenset(
 )
 
 
-def hide_secrets(options: MountOptions) -> None:
-    """Replace what ``ps`` shows of our command line: URLs and headers may hold a login."""
+def hide_secrets(words: Sequence[str]) -> None:
+    """Keep logins, which URLs and headers may hold, to ourselves.
+
+    ``ps`` shows ``lazyfs`` and ``words`` instead of our command line; and no memory goes into core
+    dumps (core(5)).
+    """
     from setproctitle import setproctitle
 
-    shown = [urls.shown(image.url) for image in options.images]
-    setproctitle(" ".join(["lazyfs", *shown, str(options.mountpoint)]))
+    setproctitle(" ".join(["lazyfs", *(urls.shown(word) for word in words)]))
+    with contextlib.suppress(OSError):  # a kernel that writes no core dumps has no such file
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def add_options(parser: Parser) -> None:
@@ -176,7 +182,11 @@ def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
         urls.parse(where)
         images = (ImageOptions(where, urls.file_name(where)),)
     return StackOptions(
-        images=images, cache=_cache(given, 1), http=_http(given), timeout=given.timeout
+        images=images,
+        cache=_cache(given, 1),
+        http=_http(given),
+        timeout=given.timeout,
+        readahead=ReadAheadLimit(size=0),  # what will be wanted is known, and asked for
     )
 
 
@@ -334,9 +344,9 @@ def log_to_terminal() -> None:
 def tree_in(where: str, options: StackOptions) -> "Tree":
     """The tree of the ISO image at ``where``. Raises LazyfsError."""
     from lazyfs.access import OpenImage, with_image
-    from lazyfs.catalogs import tree_of
+    from lazyfs.catalogs import named_tree_of
 
     async def tree(image: OpenImage) -> "Tree":
-        return await tree_of(image.device, image.notebook)
+        return await named_tree_of(image.name, image.device, image.notebook)
 
     return with_image(where, options, tree)

@@ -6,8 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import tree_of
-from lazyfs.cli.common import add_image, add_source_options, log_to_terminal, stack_options
+from lazyfs.catalogs import named_tree_of
+from lazyfs.cli.common import (
+    add_image,
+    add_source_options,
+    hide_secrets,
+    log_to_terminal,
+    stack_options,
+)
 from lazyfs.cli.parser import Parser
 from lazyfs.errors import UsageError
 from lazyfs.extraction import Copier, CopyOptions
@@ -21,12 +27,13 @@ example:
 def main(arguments: Sequence[str]) -> int:
     """Copy; returns the exit code: 1 if a file could not be read."""
     given = _parser().parse_intermixed_args(arguments)
+    hide_secrets(["cp", given.image])
+    log_to_terminal()
     if len(given.paths) < 2:
         raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
-    log_to_terminal()
 
     async def copy(image: OpenImage) -> int:
-        tree = await tree_of(image.device, image.notebook)
+        tree = await named_tree_of(image.name, image.device, image.notebook)
         *paths, destination = given.paths
         with _progress() as (expect, advance):
             options = CopyOptions(given.recursive, given.preserve)

@@ -6,13 +6,20 @@ from typing import Any
 
 from lazyfs.access import OpenImage, with_image
 from lazyfs.catalogs import tree_of
-from lazyfs.cli.common import add_image, add_source_options, stack_options
+from lazyfs.cli.common import (
+    add_image,
+    add_source_options,
+    hide_secrets,
+    log_to_terminal,
+    stack_options,
+)
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printable
+from lazyfs.cli.terminal import printing
 from lazyfs.errors import ImageError
 from lazyfs.formats import detect
 from lazyfs.iso.tree import Kind, Tree
 from lazyfs.options import format_size
+from lazyfs.texts import printable
 
 _EXAMPLE = """\
 example:
@@ -22,12 +29,14 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(arguments)
+    hide_secrets(["info", given.image])
+    log_to_terminal()
     found = with_image(given.image, stack_options(given, given.image), _look)
-    if given.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    for name, value in _told(found):
-        print(f"{name:<14} {printable(value)}")
+    with printing():
+        if given.json:
+            print(json.dumps(found, indent=2))
+        for name, value in () if given.json else _told(found):
+            print(f"{name:<14} {printable(value)}")
     return 0
 
 

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.repair and given.no_cache:
         raise UsageError("--repair must know what was mounted", "leave out --no-cache")
     options = mount_options(given, named_images(given.where, []), ())
-    hide_secrets(options)
+    hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
     from lazyfs.loopmount import LoopOptions, loop_mount
 
     filesystem_options = tuple(word for words in given.o for word in words.split(",") if word)

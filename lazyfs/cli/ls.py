@@ -1,13 +1,21 @@
 """``lazyfs ls IMAGE [PATH]``: what is in an ISO image."""
 
+import argparse
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from lazyfs.cli.common import add_image, add_source_options, stack_options, tree_in
+from lazyfs.cli.common import (
+    add_image,
+    add_source_options,
+    hide_secrets,
+    log_to_terminal,
+    stack_options,
+    tree_in,
+)
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row
+from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row, printing
 from lazyfs.iso.tree import Kind, Node, Tree
 
 _EXAMPLE = """\
@@ -18,8 +26,16 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(arguments)
+    hide_secrets(["ls", given.image])
+    log_to_terminal()
     tree = tree_in(given.image, stack_options(given, given.image))
     accept_any_name()
+    with printing():
+        _print(tree, given)
+    return 0
+
+
+def _print(tree: Tree, given: argparse.Namespace) -> None:
     if given.json:
         rows = tree.walk(given.path) if given.recursive else _content(tree, given.path)
         print(json.dumps([_described(path, node) for path, node in rows], indent=1))
@@ -27,7 +43,6 @@ def main(arguments: Sequence[str]) -> int:
         _print_recursively(tree, given.path, given.long)
     else:
         _print_rows(_content(tree, given.path), given.long)
-    return 0
 
 
 def _parser() -> Parser:

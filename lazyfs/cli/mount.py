@@ -42,7 +42,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
-    hide_secrets(options)
+    hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
     # Only here: --help and --version must not wait for these imports.
     from lazyfs.mount import mount
 

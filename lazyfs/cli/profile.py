@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lazyfs.cli.parser import Parser
-from lazyfs.errors import OutputError, ProfileError
+from lazyfs.cli.terminal import printing
+from lazyfs.errors import OutputError
 from lazyfs.options import format_size
 from lazyfs.prefetch import profile
 from lazyfs.prefetch.files import load
 from lazyfs.prefetch.profile import Profile
+from lazyfs.texts import printable
 
 _EXAMPLE = """\
 example:
@@ -23,7 +25,8 @@ example:
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = given.command
-    command(given)
+    with printing():
+        command(given)
     return 0
 
 
@@ -57,7 +60,7 @@ def _show(given: argparse.Namespace) -> None:
     ]
     for name, value in rows:
         if value:
-            print(f"{name:<14} {value}")
+            print(f"{name:<14} {printable(value)}")
     for second, length in _by_second(found):
         print(f"{second:>6} s  {format_size(length):>10}")
 
@@ -82,7 +85,4 @@ def _merge(given: argparse.Namespace) -> None:
 
 
 def _read(name: str) -> Profile:
-    try:
-        return load(Path(name))
-    except ProfileError as error:
-        raise error.about(name) from error
+    return load(Path(name))

@@ -1,15 +1,15 @@
 """What is printed for people, and how names from elsewhere get onto a terminal safely."""
 
+import contextlib
+import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 
+from lazyfs.errors import OutputError
 from lazyfs.iso.tree import Kind, Node
-
-
-def printable(text: str) -> str:
-    """``text`` without what a terminal would obey, or cannot show: that becomes ``?``, as in ls."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+from lazyfs.texts import printable
 
 
 def for_stdout(text: str) -> str:
@@ -18,8 +18,8 @@ def for_stdout(text: str) -> str:
 
 
 def accept_any_name() -> None:
-    """Let stdout take names that are no UTF-8: as the bytes that they are."""
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # a text file
+    """Let stdout take any name, also one that is no UTF-8: as the bytes that it is."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]  # a text file
 
 
 def long_row(node: Node) -> tuple[str, str, str, str, str, str]:
@@ -37,3 +37,23 @@ def long_row(node: Node) -> tuple[str, str, str, str, str, str]:
 
 def _is_device(node: Node) -> bool:
     return node.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """What is printed in the block is written when it ends. Raises OutputError, BrokenPipeError."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up_stdout()
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
+
+
+def give_up_stdout() -> None:
+    """Nobody reads it, or nothing can be written: let the interpreter's end not fail for that."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -14,14 +14,16 @@ What was learnt the hard way:
 """
 
 import errno
+import functools
 import logging
 import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -32,8 +34,28 @@ from lazyfs.mounts import mount_on
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024  # makes 1 MiB reads, the largest that the kernel sends
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[P, Coroutine[Any, Any, T]]
+
 _NAME_TIMEOUT = 3600.0  # names never change
 _WATCH_EVERY = 0.5  # seconds
+
+
+def answering(handler: Handler[P, T]) -> Handler[P, T]:
+    """A handler that fails by itself: any other exception than FUSEError would end the mount."""
+
+    @functools.wraps(handler)
+    async def guarded(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return await handler(*arguments, **named)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            log.exception("%s failed in an unforeseen way", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded
 
 
 class ReadOnlyFilesystem(pyfuse3.Operations):
@@ -64,6 +86,7 @@ class ReadOnlyFilesystem(pyfuse3.Operations):
         """The extended attributes of a file."""
         raise NotImplementedError
 
+    @answering
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -102,6 +125,7 @@ class ReadOnlyFilesystem(pyfuse3.Operations):
         finally:
             self.reading -= 1
 
+    @answering
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> bytes:
@@ -110,6 +134,7 @@ class ReadOnlyFilesystem(pyfuse3.Operations):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
 
+    @answering
     async def listxattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> Sequence[pyfuse3.XAttrNameT]:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 import pyfuse3
 
 from lazyfs.device import Device
-from lazyfs.frontends.fuse import ReadOnlyFilesystem, filesystem_statistics
-from lazyfs.mounts import CACHE_ATTRIBUTE
+from lazyfs.frontends.fuse import ReadOnlyFilesystem, answering, filesystem_statistics
+from lazyfs.mounts import CACHE_ATTRIBUTE, IDENTITY_ATTRIBUTE
 
 _SECTOR = 512  # bytes; the unit of st_blocks
 
@@ -37,6 +37,7 @@ def image_xattrs(image: ImageFile) -> Mapping[bytes, bytes]:
     return {
         b"user.lazyfs.url": image.url.encode(),
         CACHE_ATTRIBUTE.encode(): image.key.encode(),
+        IDENTITY_ATTRIBUTE.encode(): json.dumps(asdict(image.device.identity)).encode(),
         b"user.lazyfs.cached": b"%d" % statistics.cached,
         b"user.lazyfs.statistics": json.dumps(asdict(statistics)).encode(),
     }
@@ -52,6 +53,7 @@ class ImageFiles(ReadOnlyFilesystem):
         self._names = {os.fsencode(image.name): inode for inode, image in self._files.items()}
         self._newest = max(image.mtime for image in images)
 
+    @answering
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -61,6 +63,7 @@ class ImageFiles(ReadOnlyFilesystem):
             raise pyfuse3.FUSEError(errno.ENOENT)
         return self.attributes(self._names[pyfuse3.FileNameT(name)])
 
+    @answering
     async def readdir(
         self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
@@ -74,6 +77,7 @@ class ImageFiles(ReadOnlyFilesystem):
     async def content(self, inode: pyfuse3.InodeT, offset: int, length: int) -> bytes:
         return await self._files[inode].device.read(offset, length)
 
+    @answering
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         size = sum(image.device.identity.size for image in self._files.values())
         return filesystem_statistics(size, len(self._files))

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pyfuse3
 
-from lazyfs.frontends.fuse import ReadOnlyFilesystem, filesystem_statistics
+from lazyfs.frontends.fuse import ReadOnlyFilesystem, answering, filesystem_statistics
 from lazyfs.frontends.fuseimages import ImageFile, image_xattrs
 from lazyfs.mounts import IMAGE_IN_A_TREE
 
@@ -74,6 +74,7 @@ class TreeFiles(ReadOnlyFilesystem):
         self._names: dict[int, dict[bytes, int]] = {}
         self._readers: dict[int, Read] = {}  # of files that were read
 
+    @answering
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -89,6 +90,7 @@ class TreeFiles(ReadOnlyFilesystem):
             number = found
         return self._attributes_of(number)
 
+    @answering
     async def readdir(
         self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
@@ -99,6 +101,7 @@ class TreeFiles(ReadOnlyFilesystem):
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, position + 1):
                 return
 
+    @answering
     async def readlink(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileNameT:
@@ -112,6 +115,7 @@ class TreeFiles(ReadOnlyFilesystem):
             reader = self._readers[inode] = self._reader_of(self._nodes[inode - 1])
         return await reader(offset, length)
 
+    @answering
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         return filesystem_statistics(self._image.device.identity.size, len(self._nodes))
 

@@ -7,9 +7,11 @@ serves that file: callers use a thread or a process for it.
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from lazyfs import programs
+from lazyfs.filelocks import mark
 from lazyfs.mounts import all_mounts
 
 LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h; struct loop_info64 begins with the file's device
@@ -82,19 +84,25 @@ def stands_on(device: str, filesystem: str) -> bool:
     return f"{os.major(number)}:{os.minor(number)}" == filesystem
 
 
-def change_backing_file(device: str, file: Path) -> None:
+def change_backing_file(
+    device: str, file: Path, still_right: Callable[[], bool] = lambda: True
+) -> bool:
     """Put another file of the same size under a read-only loop device, in use or not. Blocks.
 
-    The device keeps the file open, and with it a shared flock(2) on it, for as long as it stands on
-    it: so who would shorten the file, or punch holes into it, can tell. Raises OSError: EINVAL if
-    the device can be written to, or the size differs.
+    The device keeps the file open, and with it a mark (``filelocks.py``), for as long as it stands
+    on it: so who would punch holes into the file can tell. ``still_right`` is asked once that mark
+    is there: if it says no, nothing is changed, and False is returned. Raises OSError: EINVAL if the
+    device can be written to, or the size differs.
     """
     loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(backing, fcntl.LOCK_SH)
+            mark(backing)
+            if not still_right():
+                return False
             fcntl.ioctl(loop, LOOP_CHANGE_FD, backing)
+            return True
         finally:
             os.close(backing)
     finally:

@@ -59,6 +59,8 @@ class Builder:
             fault = "its directory has an entry of this name already"
         if not fault and len(node.target.encode("utf-8", "surrogateescape")) > MAX_TARGET:
             fault = "it is a symbolic link with too long a target"
+        if not fault and node.kind is Kind.SYMLINK and (not node.target or "\0" in node.target):
+            fault = "it is a symbolic link that leads nowhere"
         if fault:
             self.note(f"left out {directory.name}/{node.name[:MAX_NAME]!r}: {fault}")
             return None
@@ -132,6 +134,9 @@ def fault_of_directory(is_known: bool, end: int, image_size: int) -> str:
     return "it lies outside of the image" if end > image_size else ""
 
 
+_MAJOR, _MINOR = 0xFFF, 0xFFFFF  # what Linux has for the numbers of a device
+
+
 def _grown(directory: Node) -> dict[str, Node]:
     """The children of a directory that is being built: until the tree is done, they may change."""
     return cast("dict[str, Node]", directory.children)
@@ -140,11 +145,13 @@ def _grown(directory: Node) -> dict[str, Node]:
 def _bounded(node: Node) -> Node:
     """The node with numbers that others can work with; as it is where they are."""
     major, minor = node.device
-    numbers = node.uid | node.gid | node.nlink | major | minor  # negative if one of them is
+    numbers = node.uid | node.gid | node.nlink  # negative if one of them is
     is_timely = _FIRST_TIME <= node.mtime <= _LAST_TIME
     if (
         is_timely
         and 0 <= numbers <= _UNSIGNED
+        and 0 <= major <= _MAJOR
+        and 0 <= minor <= _MINOR
         and 0 <= node.size <= _MAX_SIZE
         and not node.mode >> 12
     ):
@@ -156,7 +163,7 @@ def _bounded(node: Node) -> Node:
         nlink=node.nlink & _UNSIGNED,
         mtime=node.mtime if is_timely else 0,
         size=min(max(node.size, 0), _MAX_SIZE),
-        device=(major & _UNSIGNED, minor & _UNSIGNED),
+        device=(major & _MAJOR, minor & _MINOR),
     )
 
 

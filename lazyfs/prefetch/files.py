@@ -11,6 +11,8 @@ def load(file: Path) -> Profile:
     try:
         with file.open(encoding="utf-8") as opened:
             return parse(opened.read(LARGEST))
+    except ProfileError as error:
+        raise error.about(str(file)) from error
     except UnicodeDecodeError as error:
         raise ProfileError(f"{file} is no text") from error
     except OSError as error:

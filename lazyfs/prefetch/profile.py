@@ -18,6 +18,7 @@ sent them.
 Rejected: JSON (a diff of it says little); block numbers (they depend on one cache's block size).
 """
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ from lazyfs.ranges import Span
 _TITLE = "lazyfs profile 1"
 _LINE = re.compile(r"(\d{1,9}\.\d{1,6}) (\d{1,19}) (\d{1,19})", re.ASCII)
 PAUSE = 1.0  # seconds between two reads that makes them two uses
-LARGEST = 64 << 20  # bytes of a profile's file
-MOST_USES = 1_000_000  # lines of a profile: what is beyond tells nothing of a start
+LARGEST = 16 << 20  # bytes of a profile's file
+MOST_USES = 200_000  # ranges of a profile: what is beyond tells nothing of a start
 
 
 class Use(NamedTuple):
@@ -65,12 +66,16 @@ class Recording:
         self._began: float | None = None
         self._last = 0.0  # when the last new bytes were read
 
-    def note(self, now: float, span: Span) -> None:
-        """A range was read. ``now``: seconds, of any clock that does not go back."""
+    def note(self, now: float, span: Span) -> bool:
+        """A range was read; returns whether that was new. ``now``: seconds, of a steady clock."""
         if self._began is None:
             self._began = now
-        for new in self._covered.add(span):
-            self._append(Use(now - self._began, new))
+        if len(self._uses) >= MOST_USES:
+            return False
+        new = self._covered.add(span)
+        for part in new:
+            self._append(Use(now - self._began, part))
+        return bool(new)
 
     def _append(self, use: Use) -> None:
         """Reads that go on, without a pause, where the last one ended are one use."""
@@ -79,7 +84,7 @@ class Recording:
         if at_once and self._uses and self._uses[-1].span.stop == use.span.start:
             last = self._uses[-1]
             self._uses[-1] = Use(last.time, Span(last.span.start, use.span.stop))
-        elif len(self._uses) < MOST_USES:
+        else:
             self._uses.append(use)
 
     def profile(self, url: str, identity: Identity) -> Profile:
@@ -130,7 +135,7 @@ def parse(text: str) -> Profile:
     if not re.fullmatch(r"\d{1,19}", size, re.ASCII):
         raise ProfileError("it does not say the size of its image")
     identity = Identity(int(size), fields.get("etag"), fields.get("last-modified"))
-    return Profile(fields.get("url", ""), identity, tuple(_uses(body.splitlines(), int(size))))
+    return Profile(fields.get("url", ""), identity, tuple(_uses(io.StringIO(body), int(size))))
 
 
 def _field(line: str) -> tuple[str, str]:
@@ -145,6 +150,8 @@ def _uses(lines: Iterable[str], size: int) -> Iterable[Use]:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise ProfileError(f"line {number} of its ranges is not a time, an offset and a length")
+        if number > 2 * MOST_USES:
+            raise ProfileError(f"it has more than {MOST_USES} ranges")
         offset, length = int(match[2]), int(match[3])
         if offset + length > size:
             raise ProfileError(f"line {number} of its ranges ends behind the end of the image")

@@ -1,15 +1,15 @@
 """A Device that writes down what is read through it, for a profile."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
 
 from lazyfs.device import Device, Identity, Link, Priority, Statistics
-from lazyfs.prefetch.profile import Recording, as_text
+from lazyfs.prefetch.profile import Profile, Recording, as_text
 from lazyfs.ranges import clamp
+from lazyfs.wholefiles import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class Recorder:
         self._url = url
         self._file = file
         self._recording = Recording()
+        self._changed = True
 
     @property
     def identity(self) -> Identity:
@@ -36,7 +37,7 @@ class Recorder:
 
     async def read(self, offset: int, length: int) -> bytes:
         span = clamp(offset, length, self._below.identity.size)
-        self._recording.note(trio.current_time(), span)
+        self._changed = self._recording.note(trio.current_time(), span) or self._changed
         return await self._below.read(offset, length)
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
@@ -61,17 +62,24 @@ class Recorder:
         """Save now and then, and once more in the end, until cancelled."""
         try:
             while True:
+                await self._save()
                 await trio.sleep(SAVE_EVERY)
-                self._save()
         finally:
-            self._save()
+            await self._save()
 
-    def _save(self) -> None:
-        """Write the file whole or not at all. What goes wrong with it is no reader's trouble."""
-        text = as_text(self._recording.profile(self._url, self._below.identity))
-        partial = self._file.with_name(self._file.name + ".new")
+    async def _save(self) -> None:
+        """Write down what is new. What goes wrong with it is no reader's trouble."""
+        if not self._changed:
+            return
+        self._changed = False
+        found = self._recording.profile(self._url, self._below.identity)
         try:
-            partial.write_text(text)
-            os.replace(partial, self._file)
+            with trio.CancelScope(shield=True):  # what was read last is in the end's save only
+                await trio.to_thread.run_sync(_write, self._file, found)
         except OSError as error:
+            self._changed = True
             log.error("the profile %s cannot be written: %s", self._file, error.strerror)
+
+
+def _write(file: Path, profile: Profile) -> None:
+    write_whole(file, as_text(profile).encode(), 0o666)

@@ -1,6 +1,7 @@
 """A local file as an image: a whole Device by itself, for it needs no cache."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -14,8 +15,8 @@ from lazyfs.sources.link import Link as LocalLink
 class FileDevice:
     """A file or a block device. On a mount of lazyfs, that mount's cache is behind it."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ImageError when it cannot be opened."""
+    def __init__(self, path: Path, identity: Identity | None = None) -> None:
+        """``identity``: of what is in it, where that is known. Raises ImageError."""
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -27,7 +28,8 @@ class FileDevice:
                 raise
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-        self.identity = Identity(size)
+        known = identity is not None and identity.size == size
+        self.identity = identity if identity is not None and known else Identity(size)
         self.link: Link = LocalLink()
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -42,6 +44,12 @@ class FileDevice:
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         """It is all here."""
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        yield clamp(offset, length, self.identity.size).length, True
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return [(clamp(offset, length, self.identity.size).length, False)]
 
     async def wait_complete(self) -> None:
         """It is all here."""

@@ -13,7 +13,19 @@ import lazyfs
 ROOT = Path(lazyfs.__file__).parent
 
 # What every layer may use.
-COMMON = {"lazyfs", "device", "errors", "ranges", "options", "protocols", "mounts", "programs"}
+COMMON = {
+    "lazyfs",
+    "filelocks",
+    "wholefiles",
+    "texts",
+    "device",
+    "errors",
+    "ranges",
+    "options",
+    "protocols",
+    "mounts",
+    "programs",
+}
 
 # Part of the house: what it may import beside itself. A part is a package or a module of lazyfs.
 MAY_IMPORT = {
@@ -29,6 +41,7 @@ MAY_IMPORT = {
         "catalogs",
         "isofile",
         "extraction",
+        "texts",
         "formats",
         "prefetch",
         "logs",
@@ -38,7 +51,7 @@ MAY_IMPORT = {
         "sources.urls",
         "demo",
     },
-    "caches": COMMON | {"cache"},
+    "caches": COMMON | {"cache", "sources.urls"},
     "access": COMMON | {"stack", "sources"},
     "catalogs": COMMON | {"iso"},
     "isofile": COMMON | {"iso"},
@@ -63,13 +76,16 @@ MAY_IMPORT = {
     "sources": COMMON,
     "control": COMMON,
     "protocols": {"errors"},
-    "logs": {"options", "errors"},
+    "logs": {"options", "errors", "texts"},
     "background": set(),
     "options": {"errors"},
     "testing": COMMON,
     "device": set(),
     "errors": set(),
     "ranges": set(),
+    "filelocks": set(),
+    "wholefiles": set(),
+    "texts": set(),
 }
 
 PURE = (

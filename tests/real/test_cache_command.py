@@ -61,11 +61,11 @@ def test_list_says_what_is_there_and_who_uses_it(lab: Lab, server: Nginx) -> Non
     with lab.mounted(server.url("c.raw")) as mounted:
         lines = command(lab, "list").stdout.splitlines()
         a, b, c = told(lab, "list")
-        assert c["used_by"] == str(mounted.pid)
+        assert c["used_by"] == f"process {mounted.pid}"
     assert lines[0].split() == ["CACHED", "OF", "LAST", "USED", "CACHE"]
     assert lines[1].split()[:5] == ["3.0", "MiB", "3.0", "MiB", "100%"]
     assert lines[2].strip() == server.url("a.raw")
-    assert f"now, by {mounted.pid}" in lines[5]
+    assert f"now, by process {mounted.pid}" in lines[5]
     assert (a["url"], a["size"], a["cached"]) == (
         server.url("a.raw"),
         SIZES["a.raw"],

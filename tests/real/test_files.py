@@ -56,7 +56,7 @@ def test_extended_attributes(lab: Lab, scripted: Scripted) -> None:
     with lab.mounted(url) as mounted:
         names = os.listxattr(mounted.image)
         assert sorted(names) == [
-            f"user.lazyfs.{n}" for n in ("cache", "cached", "statistics", "url")
+            f"user.lazyfs.{n}" for n in ("cache", "cached", "identity", "statistics", "url")
         ]
         assert os.getxattr(mounted.image, "user.lazyfs.url") == url.encode()
         assert mounted.cached() == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.handover import hand_over
+from lazyfs.sources.file import FileDevice
 
 from .images import MIB, Images, listing
 from .mounts import (
@@ -541,8 +542,9 @@ async def test_a_writable_loop_device_stays_where_it_is(
     try:
         on = os.stat(file).st_dev
         filesystem = f"{os.major(on)}:{os.minor(on)}"
-        await hand_over(str(device), file, "0:0", copy)  # another file of that name
-        await hand_over(str(device), file, filesystem, copy)
+        image = FileDevice(copy)
+        await hand_over(str(device), file, "0:0", copy, image)  # another file of that name
+        await hand_over(str(device), file, filesystem, copy, image)
         assert backing(device) == file
         assert run_well(["head", "-c", "4", device]) == "xxxx"
     finally:

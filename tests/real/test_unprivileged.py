@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from iso.handmade import ROOT, SUSP, image, posix, record
 
 from .mounts import IS_ROOT, adopted, environment, is_mounted, run
 from .servers import Scripted
@@ -189,3 +190,25 @@ def test_without_access_to_fuse(user: User, scripted: Scripted) -> None:
     said = user.lazyfs_where(change, scripted.url("image.raw"), user.make("mnt"))
     assert "/dev/fuse may not be opened" in said
     assert scripted.requests == []
+
+
+@pytest.mark.usefixtures("open_fuse")
+def test_browsing(user: User, scripted: Scripted) -> None:
+    """All of the image, whoever owns what in it; and a command finds the mount."""
+    scripted.files["/image.raw"].content = image(
+        {ROOT: [record(b"SECRET.;1", 30, 9, system_use=posix(0o100400, "secret"))]},
+        blocks={30: b"for root\n"},
+        root_use=SUSP + posix(0o40700),
+    )
+    at, cache, log = user.make("mnt"), user.home / ".cache/lazyfs", user.home / "log"
+    url = scripted.url("image.raw")
+    done = user.lazyfs("--browse", "--log-file", log, url, at)
+    assert (done.returncode, done.stderr) == (0, "")
+    with adopted(at, cache, log) as mounted:
+        assert user.run("stat", "--format=%u %a", at / "secret").stdout == "0 400\n"
+        assert user.run("cat", at / "secret").stdout == "for root\n"
+        done = user.lazyfs("cat", url, "secret")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "for root\n", "")
+        assert user.lazyfs("umount", at).returncode == 0
+        mounted.wait_until_ended()
+        assert mounted.complaints() == []

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,17 @@ class RecordingDevice:
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         self.calls.append(("ensure", offset, length, priority))
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        self.calls.append(("cached", offset, length))
+        yield length, True
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        self.calls.append(("zeros", offset, length))
+        return [(length, False)]
+
+    async def wait_complete(self) -> None:
+        """It is all here."""
 
     def statistics(self) -> Statistics:
         return Statistics(size=len(self.content), cached=7)

@@ -164,6 +164,7 @@ async def test_a_complete_cache_is_complete_without_a_request(
 async def test_damaged_blocks_are_fetched_before_it_is_complete(
     autojump_clock: MockClock, tmp_path: Path, expected_log: Announce, damaged: list[int]
 ) -> None:
+    autojump_clock.autojump_threshold = 0.005  # the disk is synced in a thread, in real time
     first = slow_source()
     async with filling(
         BlockCache("img", first, disk_store(tmp_path, first.identity, BLOCK), 0)

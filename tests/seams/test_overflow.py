@@ -345,7 +345,7 @@ def only(directory: Path) -> Entry:
 def test_a_cache_in_use_names_its_user_and_stays(tmp_path: Path) -> None:
     store = disk_store(tmp_path / key(1), IDENTITY, BLOCK)
     entry = only(tmp_path)
-    assert entry.holder == str(os.getpid())
+    assert entry.holder == f"process {os.getpid()}"
     with pytest.raises(CacheBusy):
         remove(entry)
     store.close()

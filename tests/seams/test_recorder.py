@@ -1,0 +1,162 @@
+"""What is read is written down: in order, now and then, and once more in the end."""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from fakes import RecordingDevice, noise
+
+from lazyfs.device import Identity, Priority, Statistics
+from lazyfs.errors import ReadTimeout
+from lazyfs.prefetch.profile import Profile, Use, parse
+from lazyfs.prefetch.recorder import SAVE_EVERY, Recorder
+from lazyfs.ranges import Span
+
+URL = "https://host/a.iso"
+CONTENT = noise(100_000)
+IDENTITY = Identity(len(CONTENT), '"v1"', "Mon, 06 Jan 2025 10:00:00 GMT")
+
+
+@pytest.fixture
+def below() -> RecordingDevice:
+    device = RecordingDevice(CONTENT)
+    device.identity = IDENTITY
+    return device
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "a.profile"
+
+
+@pytest.fixture
+def older(file: Path) -> Path:
+    """A file in which there is something else."""
+    file.write_text("an older one")
+    return file
+
+
+@asynccontextmanager
+async def running(recorder: Recorder) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def profile_in(file: Path) -> Profile:
+    return parse(file.read_text())
+
+
+def written(file: Path) -> tuple[Use, ...]:
+    return profile_in(file).uses
+
+
+async def test_what_was_read_is_in_the_file_with_its_time(
+    below: RecordingDevice, file: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    recorder = Recorder(below, URL, file)
+    async with running(recorder):
+        assert await recorder.read(5000, 100) == CONTENT[5000:5100]
+        await trio.sleep(2.5)
+        assert await recorder.read(0, 10) == CONTENT[:10]
+        await recorder.read(5050, 100)
+    found = profile_in(file)
+    assert (found.url, found.identity) == (URL, IDENTITY)
+    assert found.uses == (
+        Use(0.0, Span(5000, 5100)),
+        Use(2.5, Span(0, 10)),
+        Use(2.5, Span(5100, 5150)),
+    )
+
+
+async def test_what_a_hint_brings_is_not_what_was_read(below: RecordingDevice, file: Path) -> None:
+    recorder = Recorder(below, URL, file)
+    async with running(recorder):
+        await recorder.ensure(0, 5000, Priority.READAHEAD)
+    assert below.calls == [("ensure", 0, 5000, Priority.READAHEAD)]
+    assert written(file) == ()
+
+
+async def test_only_bytes_of_the_image_are_written_down(below: RecordingDevice, file: Path) -> None:
+    recorder = Recorder(below, URL, file)
+    async with running(recorder):
+        assert await recorder.read(len(CONTENT) - 10, 4096) == CONTENT[-10:]
+        assert await recorder.read(len(CONTENT) + 10, 4096) == b""
+    assert [use.span for use in written(file)] == [Span(len(CONTENT) - 10, len(CONTENT))]
+
+
+async def test_a_read_that_fails_was_wanted_all_the_same(file: Path) -> None:
+    class Failing(RecordingDevice):
+        async def read(self, offset: int, length: int) -> bytes:
+            raise ReadTimeout("no data")
+
+    recorder = Recorder(Failing(CONTENT), URL, file)
+    async with running(recorder):
+        with pytest.raises(ReadTimeout):
+            await recorder.read(0, 10)
+    assert [use.span for use in written(file)] == [Span(0, 10)]
+
+
+async def test_it_is_saved_now_and_then(
+    below: RecordingDevice, file: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    recorder = Recorder(below, URL, file)
+    async with running(recorder):
+        for number in range(1, 4):
+            await recorder.read(number * 5000, 10)
+            began = trio.current_time()
+            while not os.listdir(file.parent) or len(written(file)) < number:
+                await trio.sleep(SAVE_EVERY / 10)
+                await trio.to_thread.run_sync(time.sleep, 0.001)  # files are written by threads
+                assert trio.current_time() - began < 1000 * SAVE_EVERY
+
+
+async def test_a_file_that_was_there_is_replaced_whole(below: RecordingDevice, older: Path) -> None:
+    recorder = Recorder(below, URL, older)
+    async with running(recorder):
+        await recorder.read(0, 10)
+    assert len(written(older)) == 1
+    assert os.listdir(older.parent) == [older.name]
+
+
+async def test_a_place_that_cannot_be_written_is_said_and_fails_no_read(
+    below: RecordingDevice,
+    tmp_path: Path,
+    expected_log: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected_log("ERROR: the profile .*/no/such cannot be written: No such file or directory")
+    recorder = Recorder(below, URL, tmp_path / "no/such")
+    with caplog.at_level(logging.ERROR):
+        async with running(recorder):
+            await trio.sleep(20 * SAVE_EVERY)
+            assert await recorder.read(0, 10) == CONTENT[:10]
+    assert len(caplog.records) <= 3
+
+
+async def test_a_write_that_fails_leaves_nothing_behind(
+    below: RecordingDevice, file: Path, expected_log: Callable[..., None]
+) -> None:
+    expected_log("ERROR: the profile .* cannot be written: Is a directory")
+    os.mkdir(file)
+    recorder = Recorder(below, URL, file)
+    async with running(recorder):
+        await recorder.read(0, 10)
+    assert os.listdir(file.parent) == [file.name]
+
+
+async def test_the_rest_of_a_device_is_passed_through(below: RecordingDevice, file: Path) -> None:
+    recorder = Recorder(below, URL, file)
+    assert recorder.identity is IDENTITY
+    assert recorder.link is below.link
+    assert recorder.statistics() == Statistics(size=len(CONTENT), cached=7)
+    await recorder.aclose()
+    assert below.calls == [("aclose",)]
