@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs import programs
-from lazyfs.iso.catalog import write_iso
+from lazyfs.iso.writer import write_iso
 from lazyfs.options import KIB
 
 SQUASHFS = "live/filesystem.squashfs"

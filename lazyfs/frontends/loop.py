@@ -91,8 +91,8 @@ def change_backing_file(
 
     The device keeps the file open, and with it a mark (``filelocks.py``), for as long as it stands
     on it: so who would punch holes into the file can tell. ``still_right`` is asked once that mark
-    is there: if it says no, nothing is changed, and False is returned. Raises OSError: EINVAL if the
-    device can be written to, or the size differs.
+    is there: if it says no, nothing is changed, and False is returned. Raises OSError: EINVAL if
+    the device can be written to, or the size differs.
     """
     loop = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:

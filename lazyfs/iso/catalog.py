@@ -1,4 +1,4 @@
-"""The catalog of an image: reads its tree, and finds files in it. Nothing else imports pycdlib.
+"""The catalog of an image: reads its tree, and finds files in it.
 
 An image may describe one tree several times. The description that is used is the first of these
 that it has:
@@ -10,18 +10,15 @@ that it has:
    of the two above. When it cannot be read, the plain names are used, with a note.
 4. The plain names of ISO 9660, as Linux shows them: in lower case and without a version.
 
-pycdlib writes images here, but does not read them. Its opening is all or nothing: it refuses a
-whole image for one entry that it does not know (a file compressed by zisofs), for a name that is
-there twice or a loop of directories, and reads every description of the tree. And where it reads,
-it is not always right (in version 1.22): two neighbours of one name become one file, a file that
-ends behind the image is silently shortened, and holes of a sparse UDF file become data.
+pycdlib writes images (``writer.py``), but does not read them. Its opening is all or nothing: it
+refuses a whole image for one entry that it does not know (a file compressed by zisofs), for a name
+that is there twice or a loop of directories, and reads every description of the tree. And where it
+reads, it is not always right (in version 1.22): two neighbours of one name become one file, a file
+that ends behind the image is silently shortened, and holes of a sparse UDF file become data.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
 from typing import BinaryIO
-
-import pycdlib
 
 from lazyfs.errors import ImageError
 from lazyfs.iso import volume, walk9660, walkudf
@@ -103,24 +100,3 @@ def _volume(reader: Reader, head: Head, label: str, size: int) -> Volume:
         reader.gather([span])
         images = volume.boot_images(reader.bytes_at(span))
     return Volume(label, size, reader.size, head.mbr, head.gpt, images)
-
-
-def write_iso(target: Path, files: Mapping[str, Path], label: str) -> None:
-    """Write an image with Rock Ridge names that holds ``files``: paths in it -> local files.
-
-    ``label``: the volume's name, at most 32 of A-Z, 0-9 and ``_``. Directories are made as needed.
-    The files lie on disk in the order in which ISO 9660 sorts their directories.
-    """
-    iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, vol_ident=label, rock_ridge="1.09")
-    plain = {PurePosixPath(): ""}  # directories as ISO 9660 knows them: its names allow little
-    for number, (path, local) in enumerate(files.items()):
-        where = PurePosixPath(path)
-        for directory in reversed(where.parents[:-1]):
-            if directory not in plain:
-                plain[directory] = f"{plain[directory.parent]}/D{len(plain):07}"
-                iso.add_directory(plain[directory], rr_name=directory.name)
-        iso_path = f"{plain[where.parent]}/F{number:07}.;1"
-        iso.add_file(str(local), iso_path, rr_name=where.name, file_mode=0o100444)
-    iso.write(str(target))
-    iso.close()

@@ -8,7 +8,9 @@ import pycdlib
 import pytest
 
 from lazyfs.errors import LazyfsError
-from lazyfs.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog, Extent, write_iso
+from lazyfs.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog
+from lazyfs.iso.tree import Extent
+from lazyfs.iso.writer import write_iso
 
 FILES = {
     "README.txt": b"read me\n",

@@ -123,7 +123,7 @@ IMPURE_MODULES = {"trio", "httpx", "pyfuse3", "os", "time", "socket", "random", 
 OWNERS = {
     "httpx": ("sources/http.py",),
     "pyfuse3": ("frontends/fuse.py", "frontends/fuseimages.py", "frontends/fusetree.py"),
-    "pycdlib": ("iso/catalog.py",),
+    "pycdlib": ("iso/writer.py",),
 }
 
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lazyfs.catalogs import DeviceFile, tree_of
 from lazyfs.device import Identity
 from lazyfs.errors import ImageError, ReadTimeout
-from lazyfs.iso.catalog import write_iso
+from lazyfs.iso.writer import write_iso
 
 DATE = "Mon, 06 Jan 2025 10:00:00 GMT"
 
