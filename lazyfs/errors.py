@@ -29,7 +29,7 @@ The tree::
 
 A message says what happened and to which image; ``cure`` says what the reader can do about it.
 Foreign exceptions are translated where they enter (``sources/http.py`` and ``direct.py`` by
-``failures.py``, ``cache/store.py``, ``frontends/fuse.py``) and never travel further.
+``failures.py``, in ``cache/``, ``frontends/`` and ``extraction.py``) and never travel further.
 """
 
 import errno

@@ -53,7 +53,7 @@ async def preload(image: Image, options: PreloadOptions, budget: int | None) -> 
 class _Preloader:
     def __init__(self, image: Image, budget: int | None) -> None:
         self._image = image
-        self._device = image.device
+        self._device = image.unrecorded
         self._left = image.device.identity.size if budget is None else budget
 
     async def replay(self, file: Path, any_version: bool) -> None:

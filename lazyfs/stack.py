@@ -38,7 +38,8 @@ DEFAULT_BLOCK_SIZE = 32 << 10  # bytes; chosen by measurement, see docs/design.r
 class Image:
     """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say.
 
-    ``key``: the name of its cache. ``local_copy``: the file that holds the whole image once it is
+    ``key``: the name of its cache. ``unrecorded``: the same Device for those whose reads are no use
+    of the image. ``local_copy``: the file that holds the whole image once it is
     complete; ``notebook``: the file in which its catalog is remembered; None without a cache on
     disk. ``beside``: fetches the file whose URL is the image's with this ending; at most so many
     bytes; None if there is none. It raises a SourceError.
@@ -48,6 +49,7 @@ class Image:
     url: str  # without secrets
     key: str
     device: Device
+    unrecorded: Device
     mtime: float
     local_copy: Path | None
     notebook: Path | None
@@ -89,6 +91,7 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
             device: Device = Prefetcher(cache, _readahead(options))
+            unrecorded = device
             url = urls.shown(wanted.url)
             if options.preload.record is not None:
                 device = Recorder(device, url, options.preload.record)
@@ -99,6 +102,7 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
                     url=url,
                     key=urls.cache_key(wanted.url),
                     device=device,
+                    unrecorded=unrecorded,
                     mtime=_mtime(cache.identity),
                     local_copy=copy,
                     notebook=notebook_of(options.cache, wanted.url),
