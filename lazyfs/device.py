@@ -172,6 +172,10 @@ class Source(Protocol):
         """Wait for the right to start one request at this priority."""
         ...
 
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        """What ``Device.zeros`` says. Raises a SourceError."""
+        ...
+
     async def rest(self) -> None:
         """Nothing more is expected: keep no connection open until it is asked again."""
         ...

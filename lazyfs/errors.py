@@ -5,6 +5,7 @@ The tree::
     LazyfsError                    exit code 1, EIO
     +-- UsageError                 the command line is wrong: exit code 2
     +-- MountError                 the mount point or FUSE cannot be used
+    +-- ServeError                 the place to serve cannot be used
     +-- ToolMissing                a program that this command needs is not installed
     +-- ProgramFailed              a program of the system could not do what it was asked
     +-- OutputError                what a command makes cannot be written
@@ -64,6 +65,10 @@ class UsageError(LazyfsError):
 
 
 class MountError(LazyfsError):
+    pass
+
+
+class ServeError(LazyfsError):
     pass
 
 

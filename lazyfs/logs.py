@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lazyfs.errors import LogError
-from lazyfs.options import LogOptions, MountOptions
+from lazyfs.options import DaemonOptions, LogOptions
 from lazyfs.texts import printable
 
 _SYSLOG = Path("/dev/log")
@@ -46,21 +46,21 @@ def terminal(options: LogOptions) -> logging.Handler:
     return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
 
 
-def destination(mount: MountOptions) -> logging.Handler:
-    """A handler for where a mount logs to while it is served.
+def destination(daemon: DaemonOptions) -> logging.Handler:
+    """A handler for where a daemon logs to while images are served.
 
     That is the file that the user named; else the terminal, when it stays in the foreground; else
     syslog or the journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
     """
-    options = mount.log
-    if options.file is None and mount.foreground:
+    options = daemon.log
+    if options.file is None and daemon.foreground:
         return terminal(options)
     if options.file is None and _SYSLOG.exists():
         syslog = logging.handlers.SysLogHandler(
             os.fspath(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
         )
         return _formatted(syslog, options, f"lazyfs[{os.getpid()}]: %(message)s")
-    path = options.file or mount.cache.directory / "lazyfs.log"
+    path = options.file or daemon.cache.directory / "lazyfs.log"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")

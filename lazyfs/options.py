@@ -204,15 +204,22 @@ class StackOptions:
     readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
     fill: bool = False
     rate: float | None = None  # bytes a second that fill may take
+    nbd_fixed: bool = False  # whether the user vouches for it that exports never change
     preload: PreloadOptions = field(default_factory=PreloadOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MountOptions(StackOptions):
+class DaemonOptions(StackOptions):
+    """Images that are there until somebody ends it."""
+
+    log: LogOptions
+    foreground: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions(DaemonOptions):
     """One mount."""
 
     mountpoint: Path
-    log: LogOptions
     browse: bool = False  # whether the tree in the image is shown, and not the image
-    foreground: bool = False
     fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are

@@ -1,6 +1,7 @@
 """The composition root: from options to a stack of Devices. The only file that knows them all.
 
-An image's stack, from the bottom: ``HttpSource`` -> ``BlockCache`` on a store -> ``Prefetcher``.
+An image's stack, from the bottom: ``HttpSource`` or ``NbdSource`` -> ``BlockCache`` on a store ->
+``Prefetcher``.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.prefetch.recorder import Recorder
 from lazyfs.sources import urls
 from lazyfs.sources.http import HttpClient, HttpSource
+from lazyfs.sources.nbd import NbdSource
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,10 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
         closing.push_async_callback(client.aclose)
         caches, images, recorders = [], [], []
         for wanted in options.images:
-            cache, copy = await _open_cache(wanted, options, client)
+            source = _source(wanted.url, options, client)
+            if isinstance(source, NbdSource):
+                closing.push_async_callback(source.aclose)
+            cache, copy = await _open_cache(wanted, options, source)
             closing.push_async_callback(cache.aclose)
             caches.append(cache)
             device: Device = Prefetcher(cache, _readahead(options))
@@ -113,6 +118,8 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
 
 
 async def _fetch_beside(client: HttpClient, url: str, ending: str, most: int) -> bytes | None:
+    if urls.is_nbd(url):
+        return None
     source = HttpSource(client, urls.with_ending(url, ending))
     try:
         size = (await source.open()).size
@@ -147,12 +154,11 @@ def _readahead(options: StackOptions) -> ReadAheadLimit:
 
 
 async def _open_cache(
-    wanted: ImageOptions, options: StackOptions, client: HttpClient
+    wanted: ImageOptions, options: StackOptions, source: HttpSource | NbdSource
 ) -> tuple[BlockCache, Path | None]:
     """The cache of an image, and the file that is a copy of it once all is there."""
     name = urls.shown(wanted.url)
     if options.cache.memory_only:
-        source = HttpSource(client, wanted.url)
         identity = await source.open()
         block_size = options.cache.block_size or DEFAULT_BLOCK_SIZE
         memory = MemoryStore(identity.size, block_size, MEMORY_LIMIT)
@@ -160,7 +166,7 @@ async def _open_cache(
     paths = _cache_paths(options.cache, wanted.url)
     lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
     try:
-        source = await _open_source(client, wanted.url, paths)
+        await _open_source(source, name, paths)
         store = _open_store(name, source.identity, options.cache, paths, lock)
     except BaseException:
         lock.close()
@@ -196,9 +202,15 @@ def _room(paths: CachePaths, disk: DiskStore, options: CacheOptions) -> Room:
     return Room(place, taken, options.limit, options.min_free)
 
 
-async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpSource:
+def _source(url: str, options: StackOptions, client: HttpClient) -> HttpSource | NbdSource:
+    """Where the bytes of an image come from, by the scheme of its URL."""
+    if urls.is_nbd(url):
+        return NbdSource(url, urls.shown(url), options.http, vouched=options.nbd_fixed)
+    return HttpSource(client, url)
+
+
+async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePaths) -> None:
     """The image as the server has it; or, with the server out of reach, as the cache has it."""
-    source = HttpSource(client, url)
     try:
         identity = await source.open()
     except TransientError as error:
@@ -206,14 +218,18 @@ async def _open_source(client: HttpClient, url: str, paths: CachePaths) -> HttpS
         if cached is None or not cached.pinned:
             raise
         log.warning("%s; serving what is cached until the server is back", error.message)
-        return HttpSource(client, url, cached)
-    if not identity.pinned:
-        log.warning(
-            "%s: the server sends neither ETag nor Last-Modified, so a change of the image may go "
-            "unnoticed; the cache will not outlive this mount",
-            urls.shown(url),
-        )
-    return source
+        source.expect(cached)
+        return
+    if identity.pinned:
+        return
+    if isinstance(source, NbdSource):
+        log.info("%s: NBD does not tell versions apart; the cache ends with this run", name)
+        return
+    log.warning(
+        "%s: the server sends neither ETag nor Last-Modified, so a change of the image may go "
+        "unnoticed; the cache will not outlive this mount",
+        name,
+    )
 
 
 def _cached_identity(paths: CachePaths) -> Identity | None:

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from no_skips import pytest_runtest_makereport  # noqa: F401  # a hook: pytest finds it here
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("lazyfs", deadline=None)
+settings.load_profile("lazyfs")
 
 
 @dataclass

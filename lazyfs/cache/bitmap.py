@@ -103,6 +103,19 @@ class Bitmap:
         """Whether every block of the span is in the set."""
         return self._bits.find(0, blocks.start, blocks.stop) < 0
 
+    def runs(self, blocks: Span) -> Iterator[tuple[Span, bool]]:
+        """Runs of the span, in order, and whether their blocks are in the set.
+
+        The set may change between steps; each step sees it as it then is.
+        """
+        start = blocks.start
+        while start < blocks.stop:
+            here = bool(self._bits[start])
+            end = self._bits.find(not here, start, blocks.stop)
+            run = Span(start, end if end >= 0 else blocks.stop)
+            yield run, here
+            start = run.stop
+
     def missing(self, blocks: Span) -> Iterator[int]:
         """Blocks of the span that are not in the set, in order.
 

@@ -131,13 +131,12 @@ class BlockCache:
 
     def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         span = clamp(offset, length, self.identity.size)
-        blocks = blocks_of(span, self._block_size)
-        for block in range(blocks.start, blocks.stop):
-            found = bytes_of(Span(block, block + 1), self._block_size, span.stop)
-            yield found.stop - max(found.start, span.start), block in self._plan.present
+        for blocks, here in self._plan.present.runs(blocks_of(span, self._block_size)):
+            found = bytes_of(blocks, self._block_size, span.stop)
+            yield found.stop - max(found.start, span.start), here
 
     async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
-        return [(clamp(offset, length, self.identity.size).length, False)]
+        return await self._source.zeros(offset, length)
 
     async def wait_complete(self) -> None:
         """Wait until the whole image is here, each block compared with its checksum."""

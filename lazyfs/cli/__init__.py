@@ -20,6 +20,7 @@ COMMANDS = {
     "loop": "mount the filesystem that is in an image",
     "ls": "show what is in an ISO image",
     "profile": "look at profiles, and make one of several",
+    "serve": "serve images to NBD clients",
     "umount": "unmount what lazyfs mounted",
 }
 

@@ -16,6 +16,7 @@ from lazyfs.options import (
     AUTO,
     CACHE_ENDINGS,
     CacheOptions,
+    DaemonOptions,
     HttpOptions,
     ImageOptions,
     LogOptions,
@@ -147,8 +148,9 @@ def add_server_options(parser: Parser) -> None:
     add("--netrc", action="store_true", help="take logins from ~/.netrc")
     add("--user-agent", default=USER_AGENT, type=as_type(_field_value), help=argparse.SUPPRESS)
     add("--proxy", metavar="URL", help="(default: http_proxy, https_proxy, no_proxy)")
-    add("--cacert", metavar="FILE", type=_absolute, help="trust the certificates in FILE")
+    add("--cacert", metavar="FILE", type=absolute, help="trust the certificates in FILE")
     add("--insecure", action="store_true", help="trust any certificate")
+    add("--nbd-fixed", action="store_true", help="an NBD export never changes: keep its cache")
     add("--insecure-redirects", action="store_true", help="follow redirects from https to http")
 
 
@@ -157,18 +159,26 @@ def mount_options(
 ) -> MountOptions:
     """What was given, as the rest of lazyfs takes it. Raises UsageError."""
     return MountOptions(
-        images=images,
+        **vars(daemon_options(given, images)),
         mountpoint=Path(os.path.realpath(given.where[-1])),
+        fuse=fuse,
+    )
+
+
+def daemon_options(given: argparse.Namespace, images: tuple[ImageOptions, ...]) -> DaemonOptions:
+    """What was given of ``add_options``. Raises UsageError."""
+    return DaemonOptions(
+        images=images,
         cache=_cache(given, len(images)),
         log=_log(given),
         http=_http(given),
         timeout=given.timeout,
+        nbd_fixed=given.nbd_fixed,
         readahead=given.readahead,
         fill=_fill(given),
         rate=given.rate,
         preload=_preload(given, len(images)),
         foreground=given.foreground,
-        fuse=fuse,
     )
 
 
@@ -186,17 +196,28 @@ def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
         cache=_cache(given, 1),
         http=_http(given),
         timeout=given.timeout,
+        nbd_fixed=given.nbd_fixed,
         readahead=ReadAheadLimit(size=0),  # what will be wanted is known, and asked for
     )
 
 
 def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
-    wanted = where[:-1]
-    if not wanted or "://" in where[-1]:
+    """The images that are named in front of a mount point. Raises UsageError."""
+    if len(where) < 2 or "://" in where[-1]:
         raise UsageError("a URL and a mount point are needed", "lazyfs URL MOUNTPOINT")
+    return images_at(where[:-1], names, "the mount point comes last")
+
+
+def images_at(
+    wanted: Sequence[str], names: Sequence[str], cure: str = "a URL begins like https://"
+) -> tuple[ImageOptions, ...]:
+    """Images by their URLs, each with a name of its own. Raises UsageError.
+
+    ``cure``: what to do about what is no URL.
+    """
     for url in wanted:
         if "://" not in url:
-            raise UsageError(f"{urls.shown(url)!r} is not a URL", "the mount point comes last")
+            raise UsageError(f"{urls.shown(url)!r} is not a URL", cure)
         urls.parse(url)
     if len(names) > len(wanted):
         raise UsageError("there are more names than URLs", "give --name at most once for each URL")
@@ -231,12 +252,12 @@ def _preload(given: argparse.Namespace, images: int) -> PreloadOptions:
         raise UsageError("--preload and --profile need a cache", "leave out --no-cache")
     if given.profile_any and not given.profile:
         raise UsageError("--profile-any is for --profile", "give both")
-    profile = AUTO if given.profile == str(AUTO) else given.profile and _absolute(given.profile)
+    profile = AUTO if given.profile == str(AUTO) else given.profile and absolute(given.profile)
     return PreloadOptions(
         patterns=tuple(given.preload),
         profile=profile or None,
         any_version=given.profile_any,
-        record=_absolute(given.record) if given.record else None,
+        record=absolute(given.record) if given.record else None,
     )
 
 
@@ -247,7 +268,7 @@ def _cache(given: argparse.Namespace, images: int) -> CacheOptions:
         raise UsageError("--bitmap and --cache hold one image only", "use --cache-dir")
     files = None
     if given.cache is not None:
-        files = (_absolute(given.bitmap), _absolute(given.cache))
+        files = (absolute(given.bitmap), absolute(given.cache))
         beside = {files[1].with_name(files[1].name + end) for end in ("", *CACHE_ENDINGS)}
         if files[0] in beside:
             raise UsageError(f"--bitmap cannot be {files[0]}, which --cache uses", "name another")
@@ -264,7 +285,7 @@ def _cache(given: argparse.Namespace, images: int) -> CacheOptions:
     )
 
 
-def _absolute(path: str) -> Path:
+def absolute(path: str) -> Path:
     """The path as it is now: the daemon works in another directory."""
     return Path(os.path.abspath(path))
 
@@ -272,7 +293,7 @@ def _absolute(path: str) -> Path:
 def cache_directory(named: str | None) -> Path:
     """Where caches are: the directory that was named, or the user's own."""
     if named:
-        return _absolute(named)
+        return absolute(named)
     import platformdirs
 
     return platformdirs.user_cache_path("lazyfs")
@@ -295,7 +316,7 @@ def _http(given: argparse.Namespace) -> HttpOptions:
 
 def _log(given: argparse.Namespace) -> LogOptions:
     level = logging.DEBUG if given.verbose else logging.ERROR if given.quiet else logging.INFO
-    file = _absolute(given.log_file) if given.log_file else None
+    file = absolute(given.log_file) if given.log_file else None
     return LogOptions(level, file, given.log_format == "json")
 
 

@@ -311,6 +311,10 @@ class HttpSource:
     def link(self) -> Link:
         return self._client.link(self._place.host)
 
+    def expect(self, identity: Identity) -> None:
+        """It could not be opened, but what it must be is known from before."""
+        self._identity = identity
+
     async def open(self) -> Identity:
         """Ask the server what the image is now; from then on that version is pinned.
 
@@ -357,6 +361,10 @@ class HttpSource:
 
     async def lane(self, priority: Priority) -> HostLane:
         return await self._client.lanes(self._place.host).acquire(priority)
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:  # noqa: ARG002
+        """HTTP says nothing of holes."""
+        return [(length, False)]
 
     async def rest(self) -> None:
         await self._client.close_idle()

@@ -11,7 +11,9 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from lazyfs.errors import UsageError
 
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, "nbd": 10809, "nbds": 10809}
+_HTTP = ("http", "https")
+_UNIX = ("nbd+unix", "nbds+unix")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%[^\[\]]+)?\](:\d*)?")  # an IPv6 address, and a port
 _FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: a name, if it has one, and a value
 _SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and what is escaped already
@@ -35,24 +37,33 @@ class Origin:
 
 
 def parse(url: str) -> SplitResult:
-    """Split an http or https URL. Raises UsageError for what is none."""
+    """Split the URL of an image. Raises UsageError for what is none."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
         raise UsageError(f"{shown(url)} is not a URL", "check its spelling") from error
-    if parts.scheme not in _PORTS:
+    if parts.scheme not in (*_PORTS, *_UNIX):
         raise UsageError(
             f"{shown(url)}: {parts.scheme or 'this'} is not a kind of URL that lazyfs reads",
-            "give an http:// or https:// URL",
+            "give an http://, https:// or nbd:// URL",
         )
-    if not _is_host(parts) or any(c.isspace() or not c.isprintable() for c in url):
+    named = parts.scheme in _UNIX or _is_host(parts)
+    if not named or any(c.isspace() or not c.isprintable() for c in url):
         raise UsageError(f"{shown(url)} is not a URL", "check its spelling and quoting")
     return parts
 
 
+def is_nbd(url: str) -> bool:
+    """Whether an NBD server has the image, and not one of HTTP."""
+    return parse(url).scheme not in _HTTP
+
+
 def origin(url: str) -> Origin:
+    """Raises UsageError for a URL that is not one of HTTP."""
     parts = parse(url)
+    if parts.scheme not in _HTTP:
+        raise UsageError(f"{shown(url)} is not a URL of HTTP", "give an http:// or https:// URL")
     return Origin(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
 
 

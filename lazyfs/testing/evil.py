@@ -1,5 +1,7 @@
 """A Device that damages, fails and delays what another Device reads."""
 
+from collections.abc import Iterator, Sequence
+
 import trio
 
 from lazyfs.device import Device, Identity, Link, Priority, Statistics
@@ -39,6 +41,12 @@ class EvilDevice:
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         await self._below.ensure(offset, length, priority)
+
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return self._below.cached(offset, length)
+
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return await self._below.zeros(offset, length)
 
     async def wait_complete(self) -> None:
         await self._below.wait_complete()

@@ -90,7 +90,7 @@ def test_login_and_query_values_are_never_shown(
         "host/a.iso",
         "ftp://host/a.iso",
         "file:///a.iso",
-        "nbd://host",
+        "gopher://host",
         "https://",
         "https:///a.iso",
         "https://user@/a.iso",

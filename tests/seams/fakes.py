@@ -91,6 +91,9 @@ class FakeSource:
     ) -> list[AbstractAsyncContextManager[AsyncIterator[bytes]]]:
         return [self.stream(offset, length) for offset, length in ranges]
 
+    async def zeros(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        return [(length, False)]
+
     async def rest(self) -> None:
         self.resting = True
 

@@ -1,0 +1,1 @@
+"""What is spoken on the wire, without the wire: codecs that front ends and sources share."""

@@ -1,0 +1,231 @@
+"""The life of a server: listen, ready, signals, end."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from lazyfs import logs
+from lazyfs.background import run_in_background
+from lazyfs.errors import LazyfsError, ServeError, UsageError
+from lazyfs.frontends.nbdserver import Export, NbdServer
+from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
+from lazyfs.options import DaemonOptions
+from lazyfs.preloading import preload
+from lazyfs.stack import Stack, open_stack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """``directory``: holds server-cert.pem and server-key.pem.
+
+    ``verify_peer``: whether clients must have a certificate that ca-cert.pem there vouches for.
+    """
+
+    directory: Path
+    verify_peer: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(DaemonOptions):
+    """One server. ``tcp``: address and port. ``allow_plain``: without TLS for other machines too.
+
+    ``single``: one client, on stdin and stdout, unless a listening socket was passed to us: the
+    brackets of libnbd's tools did the one, and now do the other. ``command``: for the shell; the
+    server ends with it.
+    ``pid_file``: is written when clients may come.
+    """
+
+    unix: Path | None = None
+    tcp: tuple[str, int] | None = None
+    single: bool = False
+    command: str | None = None
+    tls: TlsOptions | None = None
+    allow_plain: bool = False
+    pid_file: Path | None = None
+
+
+def serve(options: ServeOptions, report: Callable[[LazyfsError], int]) -> int:
+    """Serve; returns the exit code for the shell.
+
+    In the background, unless ``options.foreground`` or a client is there already: on stdin, as a
+    command, or behind a listening socket that was passed to us. ``report`` tells the user of an
+    error that comes before clients are answered, and says the exit code for it.
+    """
+    passed = passed_sockets()
+    if not (options.unix or options.tcp or options.single or options.command or passed):
+        raise UsageError("where to serve is not said", "give --unix PATH or --tcp PORT")
+    tls = _tls_context(options.tls) if options.tls else None
+    if options.single or options.command or passed:
+        options = replace(options, foreground=True)
+
+    def work(ready: Callable[[], None]) -> int:
+        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
+        logs.use(logs.terminal(options.log), level)
+        with contextlib.ExitStack() as closing:
+            try:
+                opened = closing.enter_context(_listening(options))
+                return _run_to_the_end(_Life(options, passed, opened, tls, ready))
+            except LazyfsError as error:
+                return report(error)
+
+    return work(lambda: None) if options.foreground else run_in_background(work)
+
+
+def _run_to_the_end(life: "_Life") -> int:
+    try:
+        return trio.run(life.run)
+    except* KeyboardInterrupt:  # before signals are taken care of
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
+    """The sockets that were asked for; for a command alone, one that nobody else can find."""
+    with contextlib.ExitStack() as closing:
+        listeners = []
+        path = options.unix
+        if path is None and options.tcp is None and options.command is not None:
+            path = Path(closing.enter_context(tempfile.TemporaryDirectory("", "lazyfs-")), "socket")
+        if path is not None:
+            listeners.append(closing.enter_context(unix_socket(path)))
+        if options.tcp is not None:
+            anywhere = options.tls is not None or options.allow_plain
+            found = tcp_sockets(*options.tcp, plain_anywhere=anywhere)
+            listeners += [closing.enter_context(listener) for listener in found]
+        yield listeners
+
+
+class _Life:
+    """One run of a server. ``ready`` is called when clients are answered."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        passed: Sequence[socket.socket],
+        opened: Sequence[socket.socket],
+        tls: ssl.SSLContext | None,
+        ready: Callable[[], None],
+    ) -> None:
+        self._options = options
+        self._opened = opened
+        self._listeners = [*passed, *opened]
+        self._tls = tls
+        self._ready = ready
+        self._code = 0
+
+    async def run(self) -> int:
+        """Open the images and serve them to the end; returns the exit code."""
+        failure: LazyfsError | None = None
+        handler = logs.destination(self._options)
+        async with open_stack(self._options) as stack, trio.open_nursery() as nursery:
+            try:
+                self._start(nursery, stack)
+                logs.use(handler, self._options.log.level)
+                self._announce(stack)
+            except LazyfsError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+        self._remove_pid_file()
+        if failure is not None:
+            raise failure
+        return self._code
+
+    def _start(self, nursery: trio.Nursery, stack: Stack) -> None:
+        """Start all that runs while the server lives; it ends with a signal, or with its client."""
+        exports = [Export(image.name, image.url, image.device) for image in stack.images]
+        server = NbdServer(exports, self._tls)
+        nursery.start_soon(stack.run)
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        limit = self._options.cache.limit
+        for image in stack.images:
+            nursery.start_soon(preload, image, self._options.preload, limit and limit // 2)
+        if self._options.single and not self._listeners:
+            nursery.start_soon(self._serve_stdin, server, nursery.cancel_scope)
+        else:
+            listeners = [
+                trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+                for listener in self._listeners
+            ]
+            nursery.start_soon(server.listen, listeners)
+        if self._options.command is not None:
+            nursery.start_soon(self._run_command, self._options.command, nursery.cancel_scope)
+
+    def _announce(self, stack: Stack) -> None:
+        """Say that clients may come, and where. Raises ServeError."""
+        options = self._options
+        if options.pid_file is not None:
+            try:
+                options.pid_file.write_text(f"{os.getpid()}\n")
+            except OSError as error:
+                raise ServeError(
+                    f"{options.pid_file} cannot be written: {error.strerror}"
+                ) from error
+        if options.command is None:
+            names = [image.name for image in stack.images] if len(stack.images) > 1 else [""]
+            for listener in self._opened:
+                for name in names:
+                    print(uri(listener, name, tls=self._tls is not None), flush=True)
+        self._ready()
+
+    def _remove_pid_file(self) -> None:
+        if self._options.pid_file is not None:
+            self._options.pid_file.unlink(missing_ok=True)
+
+    async def _serve_stdin(self, server: NbdServer, scope: trio.CancelScope) -> None:
+        """Serve the one client on stdin and stdout; what anybody prints must not reach him."""
+        receive, send = os.dup(0), os.dup(1)
+        os.dup2(2, 1)
+        stream = trio.StapledStream(trio.lowlevel.FdStream(send), trio.lowlevel.FdStream(receive))
+        await server.attend(stream)
+        scope.cancel()
+
+    async def _run_command(self, command: str, scope: trio.CancelScope) -> None:
+        """Let the shell run a command that knows where we are; the server ends with it."""
+        listener = self._listeners[0]
+        env = {**os.environ, "uri": uri(listener, tls=self._tls is not None)}
+        if listener.family == socket.AF_UNIX:
+            env["unixsocket"] = listener.getsockname()
+        done = await trio.run_process(["/bin/sh", "-c", command], env=env, stdin=None, check=False)
+        self._code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        scope.cancel()
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+def _tls_context(options: TlsOptions) -> ssl.SSLContext:
+    """TLS with the certificates in a directory, named as nbdkit and qemu name them.
+
+    Raises UsageError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    directory = options.directory
+    try:
+        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
+        if options.verify_peer:
+            context.load_verify_locations(directory / "ca-cert.pem")
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # of which ssl's own are a kind
+        raise UsageError(
+            f"the certificates in {directory} cannot be used: {error.strerror or error}",
+            "it needs server-cert.pem and server-key.pem; for --tls-verify-peer ca-cert.pem too",
+        ) from error
+    return context

@@ -1,0 +1,61 @@
+"""What is known of where an image holds nothing but zeros. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+_MOST_RUNS = 1 << 16
+
+
+class ZeroMap:
+    """Runs of bytes that are known to be zeros, or not; of the rest, nothing is known.
+
+    Of bounded size: when there is too much, it begins again.
+    """
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._runs: list[tuple[int, bool]] = []  # where each stops, and whether it is zeros
+
+    def learn(self, offset: int, runs: Iterable[tuple[int, bool]]) -> None:
+        """From ``offset`` on there are runs of such lengths, zeros or not."""
+        for length, zero in runs:
+            stop = offset + length
+            while offset < stop:
+                known = self._run_at(offset)
+                if known is None:
+                    free = min(stop, self._next_start(offset))
+                    self._add(offset, free, zero=zero)
+                    offset = free
+                else:
+                    offset = min(stop, known[0])
+
+    def known(self, offset: int, stop: int) -> Iterator[tuple[int, bool]]:
+        """Lengths of runs from ``offset`` on, and whether they are zeros, as far as is known."""
+        while offset < stop:
+            run = self._run_at(offset)
+            if run is None:
+                return
+            reach = min(run[0], stop)
+            yield reach - offset, run[1]
+            offset = reach
+
+    def _run_at(self, offset: int) -> tuple[int, bool] | None:
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0 or self._runs[index][0] <= offset:
+            return None
+        return self._runs[index]
+
+    def _next_start(self, offset: int) -> int:
+        index = bisect_right(self._starts, offset)
+        return self._starts[index] if index < len(self._starts) else 1 << 64
+
+    def _add(self, start: int, stop: int, *, zero: bool) -> None:
+        if len(self._runs) == _MOST_RUNS:
+            self._starts.clear()
+            self._runs.clear()
+        index = bisect_right(self._starts, start)
+        if index and self._runs[index - 1] == (start, zero):
+            self._runs[index - 1] = (stop, zero)
+            return
+        self._starts.insert(index, start)
+        self._runs.insert(index, (stop, zero))

@@ -1,0 +1,1 @@
+"""lazyfs and other people's NBD clients and servers."""
