@@ -59,8 +59,8 @@ class Builder:
             fault = "its directory has an entry of this name already"
         if not fault and len(node.target.encode("utf-8", "surrogateescape")) > MAX_TARGET:
             fault = "it is a symbolic link with too long a target"
-        if not fault and node.kind is Kind.SYMLINK and (not node.target or "\0" in node.target):
-            fault = "it is a symbolic link that leads nowhere"
+        if not fault and "\0" in node.target:
+            fault = "it is a symbolic link that can lead nowhere"
         if fault:
             self.note(f"left out {directory.name}/{node.name[:MAX_NAME]!r}: {fault}")
             return None

@@ -239,33 +239,29 @@ class DirectOrigin:
         try:
             with trio.fail_after(self.patience):
                 tcp = await trio.open_tcp_stream(host, self._origin.port)
-                if tcp.socket.getsockname() == tcp.socket.getpeername():
-                    await self._not_with_ourselves(tcp)
-                if self._tls is None:
-                    return Connection(tcp, tcp.socket.fileno())
-                return await self._encrypted(tcp, self._tls)
+                try:
+                    return await self._made_ready(tcp)
+                except BaseException:
+                    await trio.aclose_forcefully(tcp)
+                    raise
         except trio.TooSlowError as error:
             raise Unreachable(f"cannot connect to {host}: no answer") from error
         except (trio.BrokenResourceError, OSError) as error:
             raise _refused(host, error) from error
 
-    async def _not_with_ourselves(self, tcp: trio.SocketStream) -> None:
+    async def _made_ready(self, tcp: trio.SocketStream) -> Connection:
         """Where nobody listens on a port of this machine, it may be given to a connection to that
         very port, which then is its own other end. It would also keep the server from coming back.
         """
-        await trio.aclose_forcefully(tcp)
-        raise Unreachable(f"cannot connect to {self._origin.host}: nobody listens there")
-
-    async def _encrypted(self, tcp: trio.SocketStream, context: ssl.SSLContext) -> Connection:
+        if tcp.socket.getsockname() == tcp.socket.getpeername():
+            raise Unreachable(f"cannot connect to {self._origin.host}: nobody listens there")
+        if self._tls is None:
+            return Connection(tcp, tcp.socket.fileno())
         below = _Encrypted(tcp)
         tls = trio.SSLStream(
-            below, context, server_hostname=self._origin.host, https_compatible=True
+            below, self._tls, server_hostname=self._origin.host, https_compatible=True
         )
-        try:
-            await tls.do_handshake()
-        except BaseException:
-            await trio.aclose_forcefully(tcp)
-            raise
+        await tls.do_handshake()
         return Connection(tls, tcp.socket.fileno(), below)
 
     async def _exchange(self, connection: Connection, request: bytes, count: int) -> DirectAnswer:

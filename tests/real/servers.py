@@ -1,5 +1,6 @@
 """HTTP servers on loopback: the real ones as they are installed, and one that answers by script."""
 
+import contextlib
 import errno
 import os
 import random
@@ -374,8 +375,19 @@ class Scripted:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}/{name}"
 
     def start(self) -> None:
-        """Listen; on the same port as before, after a ``stop``."""
-        self._listener = _Listener(self)
+        """Listen; on the same port as before, after a ``stop``.
+
+        A client that is just calling it there may have been given that very port for its own end.
+        """
+        made: list[_Listener] = []
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError):
+                made.append(_Listener(self))
+            return bool(made)
+
+        eventually(listens, f"port {self.port} is free", _START_WITHIN)
+        self._listener = made[0]
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,))
         self._thread.start()
 
