@@ -1,5 +1,6 @@
 # make demo   install what is missing, and show what lazyfs does
 # make test   install what is missing, check the code, and run all tests
+# make test-guest  the tests in a virtual machine, at full length (some minutes)
 # make soak   the campaigns at full length: faults, kills, damage (about ten minutes)
 # make venv   lazyfs in .venv, and nothing else
 # make check  style, types and import rules
@@ -22,7 +23,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test soak check venv clean bench bench-quick packages-run packages-test packages-bench
+.PHONY: demo test test-guest soak check venv clean bench bench-quick packages-run packages-test \
+	packages-guest packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -31,6 +33,9 @@ demo: venv
 
 test: packages-test check
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-guest: packages-test packages-guest .venv/with-tests
+	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/guest $(ARGS)
 
 soak: packages-test .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest $(CAMPAIGNS) $(ARGS)
@@ -63,6 +68,9 @@ packages-run:
 
 packages-test:
 	$(call step,system packages for the tests,$(NEED) test)
+
+packages-guest:
+	$(call step,what a virtual machine needs,$(NEED) guest)
 
 packages-bench:
 	$(call step,the tools to compare with,$(NEED) bench)

@@ -6,6 +6,7 @@ The tree::
     +-- UsageError                 the command line is wrong: exit code 2
     +-- MountError                 the mount point or FUSE cannot be used
     +-- ServeError                 the place to serve cannot be used
+    +-- DeviceError                a block device cannot be attached, kept or detached
     +-- ToolMissing                a program that this command needs is not installed
     +-- ProgramFailed              a program of the system could not do what it was asked
     +-- OutputError                what a command makes cannot be written
@@ -69,6 +70,10 @@ class MountError(LazyfsError):
 
 
 class ServeError(LazyfsError):
+    pass
+
+
+class DeviceError(LazyfsError):
     pass
 
 

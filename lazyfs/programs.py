@@ -12,6 +12,7 @@ _PACKAGES = {  # the Debian packages that hold them
     "fusermount3": "fuse3",
     "losetup": "mount",
     "mksquashfs": "squashfs-tools",
+    "modprobe": "kmod",
     "mount": "mount",
     "umount": "mount",
 }

@@ -12,10 +12,12 @@ from lazyfs.errors import LazyfsError, UsageError
 from lazyfs.texts import printable
 
 COMMANDS = {
+    "attach": "show an image as a block device",
     "cache": "look at what is cached, verify it, clean up",
     "cat": "write files of an ISO image to stdout",
     "cp": "copy files out of an ISO image",
     "demo": "a tour with no network at all",
+    "detach": "detach what attach attached",
     "info": "show what an image is, and what its server can do",
     "loop": "mount the filesystem that is in an image",
     "ls": "show what is in an ISO image",

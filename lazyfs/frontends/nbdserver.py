@@ -145,10 +145,10 @@ class _Client:
         if session is not None:
             self.undecided = False
             device = self._server.device(session.export)
-            await _Transmission(self._wire, session, device, self._server.pool).run()
+            await Transmission(self._wire, session, device, self._server.pool).run()
 
 
-class _Transmission:
+class Transmission:
     """What a client asks of the export that it has chosen."""
 
     def __init__(self, wire: Wire, session: Session, device: Device, pool: Pool) -> None:

@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {
         "lazyfs",
+        "attach",
+        "detach",
         "mount",
         "loopmount",
         "serve",
@@ -52,6 +54,10 @@ MAY_IMPORT = {
         "sources.urls",
         "demo",
     },
+    "attach": COMMON
+    | {"stack", "frontends", "logs", "background", "preloading", "detach", "storagedaemon"},
+    "detach": COMMON | {"frontends"},
+    "storagedaemon": {"errors"},
     "caches": COMMON | {"cache", "sources.urls"},
     "access": COMMON | {"stack", "sources"},
     "catalogs": COMMON | {"iso"},
@@ -102,6 +108,7 @@ PURE = (
     "testing/damage.py",
     "protocols/nbd.py",
     "protocols/nbdclient.py",
+    "protocols/nbdnetlink.py",
     "protocols/nbdserver.py",
     "sources/http1.py",
     "sources/httprange.py",

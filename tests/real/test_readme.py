@@ -244,7 +244,7 @@ def test_options_of_the_readme_exist() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     written = [command for block in blocks() for command in block.commands]
-    lines = [line.split() for line in literals(README) + written if line.startswith("lazyfs ")]
+    lines = [shlex.split(line) for line in literals(README) + written if line.startswith("lazyfs ")]
     assert ["lazyfs", "--help"] in lines
     assert {words[1] for words in lines if words[1].isalpha()} <= set(COMMANDS)
     assert [words for words in lines if misused(words)] == []

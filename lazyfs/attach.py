@@ -1,0 +1,154 @@
+"""The life of an attachment: an image as a block device, from its start to its detaching.
+
+The counterpart of ``mount.py``.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import trio
+
+from lazyfs import logs, storagedaemon
+from lazyfs.background import run_in_background
+from lazyfs.detach import detach
+from lazyfs.errors import DeviceError, LazyfsError
+from lazyfs.frontends.nbdcontrol import load_module, scan_partitions, tune
+from lazyfs.frontends.nbdioctl import open_control
+from lazyfs.frontends.nbdkernel import AnyControl, KernelDevice
+from lazyfs.options import DaemonOptions, OnChange
+from lazyfs.preloading import preload
+from lazyfs.stack import Image, open_stack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachOptions(DaemonOptions):
+    """How an image is attached. ``index``: as which device, None for any that is free.
+
+    ``repair``: whether it is taken over from a daemon that died, if it is attached;
+    ``dead_timeout``: seconds that readers wait for that. ``system``: whether a root filesystem will
+    stand on it.
+    """
+
+    index: int | None = None
+    repair: bool = False
+    dead_timeout: int = 300
+    system: bool = False
+
+
+def attach(options: AttachOptions, report: Callable[[LazyfsError], int]) -> int:
+    """Attach the image and serve it; returns the exit code for the shell.
+
+    In the background unless ``options.foreground``. The device is printed when it can be used.
+    ``report`` tells the user of an error that comes before, and says the exit code for it.
+    Raises DeviceError, ProgramFailed or ToolMissing.
+    """
+    if os.geteuid() != 0:
+        raise DeviceError("only root can attach block devices", "use sudo")
+    load_module()
+    if options.repair:
+        # What is taken over must not find another version of the image under it.
+        options = replace(options, cache=replace(options.cache, on_change=OnChange.FAIL))
+
+    def work(ready: Callable[[], None]) -> int:
+        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
+        logs.use(logs.terminal(options.log), level)
+        try:
+            _run_to_the_end(options, ready)
+        except LazyfsError as error:
+            return report(error)
+        return 0
+
+    return work(lambda: None) if options.foreground else run_in_background(work)
+
+
+def _run_to_the_end(options: AttachOptions, ready: Callable[[], None]) -> None:
+    try:
+        trio.run(_serve, options, ready)
+    except* KeyboardInterrupt:  # before signals are taken care of
+        raise KeyboardInterrupt from None
+
+
+async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
+    """Open the image, attach it, and answer until it is detached. Raises a LazyfsError."""
+    failure: LazyfsError | None = None
+    if options.system:
+        storagedaemon.harden()
+    async with open_stack(options) as stack, contextlib.AsyncExitStack() as closing:
+        log_handler = logs.destination(options)
+        control = closing.push(open_control())
+        (image,) = stack.images
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                nonlocal failure
+                try:
+                    await device.run(image.device)
+                except LazyfsError as error:
+                    log.error("%s", error)
+                    failure = error
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stack.run)
+            try:
+                device = await _attached(control, image, options)
+            except LazyfsError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+            else:
+                closing.callback(device.close)
+                nursery.start_soon(answer)
+                nursery.start_soon(_end_on_signal, device, nursery.cancel_scope)
+                nursery.start_soon(preload, image, options.preload, _budget(options))
+                await trio.to_thread.run_sync(tune, device.index)
+                await trio.to_thread.run_sync(scan_partitions, device.index)
+                print(device.path, flush=True)
+                logs.use(log_handler, options.log.level)
+                ready()
+                log.info("%s is attached as %s", image.url, device.path)
+    if failure is not None:
+        raise failure
+    log.info("%s is no longer attached", image.url)
+
+
+async def _attached(control: AnyControl, image: Image, options: AttachOptions) -> KernelDevice:
+    index = options.index
+    if options.repair and index is not None and control.is_attached(index):
+        return await trio.to_thread.run_sync(
+            KernelDevice.revive, control, index, image.device, image.key
+        )
+    # In the main thread, whose number the kernel will show as that of the device's owner.
+    return KernelDevice.attach(control, index, image.device, image.key, options.dead_timeout)
+
+
+def _budget(options: AttachOptions) -> int | None:
+    """Bytes that may be preloaded."""
+    return None if options.cache.limit is None else options.cache.limit // 2
+
+
+async def _end_on_signal(device: KernelDevice, scope: trio.CancelScope) -> None:
+    """On SIGTERM or SIGINT, detach the device, which ends us; while it is in use, say so instead.
+
+    If it still is at the second signal, lazyfs ends and the device stays: it can be repaired.
+    """
+    warned = False
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            name = signal.Signals(number).name
+            try:
+                await trio.to_thread.run_sync(detach, device.path)
+            except DeviceError as error:
+                if warned:
+                    log.error("ending on %s; who repairs %s may have it", name, device.path)
+                    scope.cancel()
+                    return
+                warned = True
+                log.error("not ending on %s: %s (a second signal ends lazyfs)", name, error)
+            else:
+                log.info("ending on %s", name)
+                return

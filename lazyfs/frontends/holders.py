@@ -1,0 +1,80 @@
+"""Who has a block device in use, its partitions included: by /proc and sysfs, which ask nobody.
+
+The device itself is not opened: it may be dead, and who opens it would wait.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lazyfs.frontends.loop import backing_file
+from lazyfs.mounts import all_mounts
+
+_CLASS = Path("/sys/class/block")
+
+
+def holders(device: str, owner: str | None) -> list[str]:
+    """Everything that holds ``device``, like ``/dev/nbd0``, for a person to read.
+
+    ``owner``: the number of a thread whose process may have it open, since it serves it.
+    """
+    nodes = _nodes(device)
+    paths = frozenset(nodes.values())
+    return [*_mounts(nodes), *_stacked(paths), *_processes(paths, owner)]
+
+
+def _nodes(device: str) -> dict[str, str]:
+    """The device and its partitions: their paths, by major:minor."""
+    name = Path(device).name
+    found = {}
+    for number in (_CLASS / name / "dev", *sorted((_CLASS / name).glob(f"{name}p*/dev"))):
+        try:
+            found[number.read_text().strip()] = f"/dev/{number.parent.name}"
+        except OSError:  # it has just gone
+            continue
+    return found
+
+
+def _mounts(nodes: dict[str, str]) -> Iterator[str]:
+    for mounted in all_mounts():
+        if mounted.device in nodes:
+            yield f"{nodes[mounted.device]} is mounted on {mounted.mountpoint}"
+
+
+def _stacked(paths: frozenset[str]) -> Iterator[str]:
+    """Devices that stand on these: loop devices, and those of the device mapper and the like."""
+    for path in sorted(paths):
+        for holder in sorted((_CLASS / Path(path).name / "holders").glob("*")):
+            yield f"/dev/{holder.name} stands on {path}"
+    for entry in sorted(Path("/sys/block").glob("loop*/loop")):
+        loop = f"/dev/{entry.parent.name}"
+        if str(backing_file(loop)) in paths:
+            yield f"{loop} stands on {backing_file(loop)}"
+
+
+def _processes(paths: frozenset[str], owner: str | None) -> Iterator[str]:
+    """Processes that have one of these open; our own does not count."""
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
+        if process.name == str(os.getpid()) or (owner and (process / "task" / owner).exists()):
+            continue
+        held = _opened_by(process) & paths
+        if held:
+            yield f"{_name_of(process)} (process {process.name}) has {' '.join(sorted(held))} open"
+
+
+def _opened_by(process: Path) -> set[str]:
+    """What a process has open, by the names of the links alone: following one may block."""
+    found = set()
+    try:
+        for link in (process / "fd").iterdir():
+            found.add(os.readlink(link))
+    except OSError:  # it has just ended, or is none of our business
+        pass
+    return found
+
+
+def _name_of(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except OSError:
+        return "a process"
