@@ -20,6 +20,7 @@ import os
 import select
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def answering(handler: Handler[P, T]) -> Handler[P, T]:
     return guarded
 
 
-class ReadOnlyFilesystem(pyfuse3.Operations):
+class ReadOnlyFilesystem(pyfuse3.Operations, ABC):
     """What all our filesystems have in common. File handles are inodes: nothing is kept for them.
 
     A subclass says what inodes are: ``attributes``, ``content``, and how names lead to them.
@@ -75,16 +76,17 @@ class ReadOnlyFilesystem(pyfuse3.Operations):
         self.opened = 0
         self.unused = trio.Event()  # set when what was opened has been closed
 
+    @abstractmethod
     def attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
-        raise NotImplementedError
+        """What stat(2) shows of an inode."""
 
+    @abstractmethod
     async def content(self, inode: pyfuse3.InodeT, offset: int, length: int) -> bytes:
         """Bytes of a file. Raises a LazyfsError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def xattrs(self, inode: pyfuse3.InodeT) -> Mapping[bytes, bytes]:
         """The extended attributes of a file."""
-        raise NotImplementedError
 
     @answering
     async def getattr(

@@ -18,6 +18,7 @@ COMMON = {
     "filelocks",
     "wholefiles",
     "texts",
+    "view",
     "device",
     "errors",
     "ranges",
@@ -94,6 +95,7 @@ MAY_IMPORT = {
     "filelocks": set(),
     "wholefiles": set(),
     "texts": set(),
+    "view": {"device"},
 }
 
 PURE = (
