@@ -9,6 +9,8 @@ import io
 import json
 import logging
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -28,24 +30,51 @@ _LARGEST = 256 << 20  # bytes of a notebook
 
 async def tree_of(device: Device, notebook: Path | None = None) -> Tree:
     """The tree of the image behind ``device``. Raises ImageError, or why it cannot be read."""
-    identity = device.identity
-    if notebook is not None and identity.pinned:
-        remembered = await trio.to_thread.run_sync(_remembered, notebook, identity)
-        if remembered is not None:
-            return remembered
-    file = cast(BinaryIO, DeviceFile(device))
-    tree = await trio.to_thread.run_sync(read_tree, file)
-    if notebook is not None and identity.pinned:
-        await trio.to_thread.run_sync(_remember, notebook, identity, tree)
+    return await _known_tree(device, notebook) or await _whole_tree(device, notebook)
+
+
+async def tree_with(device: Device, notebook: Path | None, paths: Collection[str]) -> Tree:
+    """A tree that has these regular files if the image has them; the rest may be missing.
+
+    It takes a fraction of the time and of the bytes. Raises what ``tree_of`` raises.
+    """
+    known = await _known_tree(device, notebook)
+    if known is not None:
+        return known
+    part = await _read_tree(device, paths)
+    try:
+        for path in paths:
+            part.extents(path)
+    except ImageError:  # a link led to what was left out, or it is not there: it tells which
+        return await _whole_tree(device, notebook)
+    return part
+
+
+@contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Let an ImageError from within begin with the name of ``image``."""
+    try:
+        yield
+    except ImageError as error:
+        raise error.about(image) from error
+
+
+async def _known_tree(device: Device, notebook: Path | None) -> Tree | None:
+    if notebook is None or not device.identity.pinned:
+        return None
+    return await trio.to_thread.run_sync(_remembered, notebook, device.identity)
+
+
+async def _whole_tree(device: Device, notebook: Path | None) -> Tree:
+    tree = await _read_tree(device)
+    if notebook is not None and device.identity.pinned:
+        await trio.to_thread.run_sync(_remember, notebook, device.identity, tree)
     return tree
 
 
-async def named_tree_of(image: str, device: Device, notebook: Path | None) -> Tree:
-    """The same; an ImageError begins with the name of ``image``."""
-    try:
-        return await tree_of(device, notebook)
-    except ImageError as error:
-        raise error.about(image) from error
+async def _read_tree(device: Device, only: Collection[str] | None = None) -> Tree:
+    file = cast(BinaryIO, DeviceFile(device))
+    return await trio.to_thread.run_sync(read_tree, file, only)
 
 
 class DeviceFile(io.RawIOBase):

@@ -13,7 +13,7 @@ import trio
 
 from lazyfs import logs
 from lazyfs.background import run_in_background
-from lazyfs.catalogs import named_tree_of
+from lazyfs.catalogs import naming, tree_of
 from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError, UsageError
 from lazyfs.frontends.fuse import FuseMount, ReadOnlyFilesystem
@@ -180,7 +180,8 @@ async def _filesystem(
     """
     files = [ImageFile(i.name, i.device, i.url, i.key, i.mtime) for i in images]
     if options.browse:
-        tree = await named_tree_of(images[0].url, images[0].device, images[0].notebook)
+        with naming(images[0].url):
+            tree = await tree_of(images[0].device, images[0].notebook)
         return TreeFiles(tree.root, partial(_reader, images[0].device), files[0])
     return ImageFiles(files, single, 1e9 if for_ever else 1.0)
 

@@ -28,7 +28,7 @@ from lazyfs.options import CacheOptions, ImageOptions, ReadAheadLimit, StackOpti
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.prefetch.recorder import Recorder
 from lazyfs.sources import urls
-from lazyfs.sources.http import HttpClient, HttpSource
+from lazyfs.sources.http import FIRST_BYTES, HttpClient, HttpSource
 from lazyfs.sources.nbd import NbdSource
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
                 closing.push_async_callback(source.aclose)
             cache, copy = await _open_cache(wanted, options, source)
             closing.push_async_callback(cache.aclose)
+            if isinstance(source, HttpSource):
+                cache.begin_with(source.opening)
             caches.append(cache)
             device: Device = Prefetcher(cache, _readahead(options))
             unrecorded = device
@@ -120,15 +122,17 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
 async def _fetch_beside(client: HttpClient, url: str, ending: str, most: int) -> bytes | None:
     if urls.is_nbd(url):
         return None
-    source = HttpSource(client, urls.with_ending(url, ending))
+    source = HttpSource(client, urls.with_ending(url, ending), first=FIRST_BYTES)
     try:
-        size = (await source.open()).size
+        size = min((await source.open()).size, most)
     except NotFound:
         return None
-    content = bytearray()
+    content = bytearray(source.opening)
+    if len(content) >= size:
+        return bytes(content[:size])
     lane = await source.lane(Priority.PRELOAD)
     try:
-        (stream,) = source.streams([(0, min(size, most))])
+        (stream,) = source.streams([(len(content), size - len(content))])
         async with stream as pieces:
             async for piece in pieces:
                 content += piece
@@ -206,7 +210,7 @@ def _source(url: str, options: StackOptions, client: HttpClient) -> HttpSource |
     """Where the bytes of an image come from, by the scheme of its URL."""
     if urls.is_nbd(url):
         return NbdSource(url, urls.shown(url), options.http, vouched=options.nbd_fixed)
-    return HttpSource(client, url)
+    return HttpSource(client, url, first=1 if _is_cached(options.cache, url) else FIRST_BYTES)
 
 
 async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePaths) -> None:
@@ -230,6 +234,10 @@ async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePa
         "unnoticed; the cache will not outlive this mount",
         name,
     )
+
+
+def _is_cached(cache: CacheOptions, url: str) -> bool:
+    return not cache.memory_only and _cache_paths(cache, url).data.exists()
 
 
 def _cached_identity(paths: CachePaths) -> Identity | None:

@@ -85,6 +85,20 @@ class BlockCache:
         self._unsynced = False
         self._counts = Counts(store.present.block_count)
 
+    def begin_with(self, content: bytes) -> None:
+        """The image's first bytes have come already: keep the blocks that are whole and missing."""
+        count = len(content) // self._block_size
+        if len(content) == self.identity.size:
+            count = self._plan.present.block_count
+        self._plan.hint(Span(0, count), Priority.PRELOAD)
+        fetch = self._plan.next_fetch(_PRELOAD, count)
+        self._plan.drop_hints(Priority.PRELOAD)
+        if fetch is not None:
+            span = bytes_of(fetch.blocks, self._block_size, self.identity.size)
+            self._counts.requests += 1
+            self._counts.fetched += span.length
+            self._keep(fetch, memoryview(content)[span.start : span.stop])
+
     # The Device
 
     @property

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import trio
 
 from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import named_tree_of
+from lazyfs.catalogs import naming, tree_with
 from lazyfs.cli.common import (
     add_image,
     add_source_options,
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     log_to_terminal()
 
     async def write(image: OpenImage) -> None:
-        tree = await named_tree_of(image.name, image.device, image.notebook)
+        with naming(image.name):
+            tree = await tree_with(image.device, image.notebook, given.paths)
         for extents in [tree.extents(path) for path in given.paths]:
             async with aclosing(Content(image.device, extents).whole()) as pieces:
                 async for piece in pieces:

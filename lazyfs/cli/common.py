@@ -365,9 +365,10 @@ def log_to_terminal() -> None:
 def tree_in(where: str, options: StackOptions) -> "Tree":
     """The tree of the ISO image at ``where``. Raises LazyfsError."""
     from lazyfs.access import OpenImage, with_image
-    from lazyfs.catalogs import named_tree_of
+    from lazyfs.catalogs import naming, tree_of
 
     async def tree(image: OpenImage) -> "Tree":
-        return await named_tree_of(image.name, image.device, image.notebook)
+        with naming(image.name):
+            return await tree_of(image.device, image.notebook)
 
     return with_image(where, options, tree)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import named_tree_of
+from lazyfs.catalogs import naming, tree_of, tree_with
 from lazyfs.cli.common import (
     add_image,
     add_source_options,
@@ -33,8 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
 
     async def copy(image: OpenImage) -> int:
-        tree = await named_tree_of(image.name, image.device, image.notebook)
         *paths, destination = given.paths
+        with naming(image.name):
+            if given.recursive:
+                tree = await tree_of(image.device, image.notebook)
+            else:
+                tree = await tree_with(image.device, image.notebook, paths)
         with _progress() as (expect, advance):
             options = CopyOptions(given.recursive, given.preserve)
             copier = Copier(image.device, tree, options, advance)

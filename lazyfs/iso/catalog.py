@@ -17,7 +17,7 @@ reads, it is not always right (in version 1.22): two neighbours of one name beco
 that ends behind the image is silently shortened, and holes of a sparse UDF file become data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 from lazyfs.errors import ImageError
@@ -60,19 +60,23 @@ class Catalog:
         return extents[0] if extents else Extent(0, 0)
 
 
-def read_tree(file: BinaryIO) -> Tree:
-    """The tree of the image in ``file``. Raises what ``Catalog`` raises."""
+def read_tree(file: BinaryIO, only: Collection[str] | None = None) -> Tree:
+    """The tree of the image in ``file``. Raises what ``Catalog`` raises.
+
+    ``only``: paths. A directory that leads to none of them may be left empty; so what is found in
+    such a tree is there, and what is not may be there too.
+    """
     reader = Reader(file)
     head = volume.parse(reader.head(volume.HEAD))
     if head.primary is None:
         return _udf_tree(reader, head)
     builder = Builder(_volume(reader, head, head.primary.label, head.primary.size))
-    plain = walk9660.Walk(reader, builder, head.primary, joliet=False)
+    plain = walk9660.Walk(reader, builder, head.primary, joliet=False, only=only)
     if plain.has_rock_ridge():
         plain.run()
         return builder.tree(ROCK_RIDGE)
     if head.joliet is not None:
-        walk9660.Walk(reader, builder, head.joliet, joliet=True).run()
+        walk9660.Walk(reader, builder, head.joliet, joliet=True, only=only).run()
         return builder.tree(JOLIET)
     if head.udf:
         try:

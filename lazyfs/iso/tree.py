@@ -158,7 +158,7 @@ class Tree(NamedTuple):
         all of them names with a leading dot. What matches nothing is tried again without regard to
         case. Raises ImageError when nothing matches then, and says what comes close.
         """
-        parts = _parts(pattern)
+        parts = names_in(pattern)
         for flags in (0, re.IGNORECASE):
             found = [path for path, _ in _matches(self.root, _compiled(parts, flags))]
             if found:
@@ -208,7 +208,7 @@ class Tree(NamedTuple):
     def _suggestion(self, path: str) -> str:
         """A cure that names what looks like ``path``; empty when nothing does."""
         node, where = self.root, ""
-        for part in _parts(path):
+        for part in names_in(path):
             child = node.children.get(part)
             if child is not None:
                 node, where = child, joined(where, part)
@@ -230,7 +230,8 @@ def joined(directory: str, name: str) -> str:
 _Pattern = Sequence[re.Pattern[str] | None]
 
 
-def _parts(path: str) -> list[str]:
+def names_in(path: str) -> list[str]:
+    """The names that a path, or a pattern, is made of."""
     return [part for part in path.split("/") if part not in ("", ".")]
 
 

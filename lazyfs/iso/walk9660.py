@@ -1,6 +1,6 @@
 """Reads the tree of an ISO 9660 volume: by Rock Ridge's names, Joliet's, or the plain ones."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from lazyfs.errors import ImageError
@@ -9,7 +9,7 @@ from lazyfs.iso.builder import Builder, coalesced, fault_of_directory
 from lazyfs.iso.reader import Reader, batches, chunks
 from lazyfs.iso.records import Record
 from lazyfs.iso.rockridge import Area, Entries
-from lazyfs.iso.tree import Extent, Kind, Node
+from lazyfs.iso.tree import Extent, Kind, Node, names_in
 from lazyfs.iso.volume import Descriptor
 from lazyfs.ranges import Span
 
@@ -40,12 +40,20 @@ class Walk:
     """One walk over one volume."""
 
     def __init__(
-        self, reader: Reader, builder: Builder, volume: Descriptor, *, joliet: bool
+        self,
+        reader: Reader,
+        builder: Builder,
+        volume: Descriptor,
+        *,
+        joliet: bool,
+        only: Collection[str] | None = None,
     ) -> None:
+        """``only``: paths; directories that lead to none of them are not read."""
         self._reader = reader
         self._builder = builder
         self._block = volume.block_size
         self._joliet = joliet
+        self._only = None if only is None else _names_by_depth(only)
         self._skip: int | None = None  # what Rock Ridge leaves to others; None: there is none
         root = records.parse(volume.root)
         self._root = _Directory(None, builder.root, 0, self._span(root) if root else Span(0, 0))
@@ -167,6 +175,8 @@ class Walk:
         if added is None or added.kind is not Kind.DIRECTORY or is_known or not where.length:
             return []
         self._seen.add(where.start)
+        if self._only is not None and (directory.depth + 1, added.name) not in self._only:
+            return []
         return [_Directory(directory.node, added, directory.depth + 1, where, is_moved)]
 
     def _restate(self, entry: _Entry) -> None:
@@ -210,6 +220,11 @@ class Walk:
     def _span_of(self, area: Area) -> Span:
         start = area.block * self._block + area.offset
         return Span(start, start + min(area.length, rockridge.MAX_AREA))
+
+
+def _names_by_depth(paths: Collection[str]) -> set[tuple[int, str]]:
+    """How deep below the root, and by which name, directories lead to these paths, and others."""
+    return {place for path in paths for place in enumerate(names_in(path), start=1)}
 
 
 def _skip_of_root(own: Record, skip: int) -> int:

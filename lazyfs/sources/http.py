@@ -24,8 +24,8 @@ import re
 import ssl
 import urllib.request
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 Fields = list[tuple[str, str]]  # of a header: names and values
 
 MAX_REDIRECTS = 10
+FIRST_BYTES = 64 << 10  # of a new image, asked for when it is opened: every use of it begins there
 NEXT_DATE = 1.0  # seconds to the next date that HTTP can write
 
 # What a failed request says of the way to the server. The first class that fits decides.
@@ -292,10 +293,17 @@ _Ask = Callable[[Fields], Awaitable[Answer | None]]
 class HttpSource:
     """One image behind a URL. A Source."""
 
-    def __init__(self, client: HttpClient, url: str, identity: Identity | None = None) -> None:
-        """``identity``: what the image must be, when that is known from before."""
+    def __init__(
+        self, client: HttpClient, url: str, identity: Identity | None = None, *, first: int = 1
+    ) -> None:
+        """``identity``: what the image must be, when that is known from before.
+
+        ``first``: bytes to ask for when it is opened. They save who needs them a round trip.
+        """
         urls.parse(url)
         self._client = client
+        self._first = first
+        self.opening = b""  # the image's first bytes, as they came when it was opened
         self._home = url
         self._name = urls.shown(url)
         self._identity = identity
@@ -331,10 +339,12 @@ class HttpSource:
 
     async def _open(self) -> tuple[Identity, bool]:
         """What the image is, and whether it was written in this very second."""
-        async with self._answer(0, 1, self._ask_directly) as answer:
-            identity = httprange.judge_opening(self._name, answer.status, answer.headers)
-            async for _ in _Body(answer, 1, self.link):
-                pass  # so that the connection can be used again
+        async with self._answer(0, self._first, self._ask_directly) as answer:
+            identity = httprange.judge_opening(
+                self._name, answer.status, answer.headers, self._first
+            )
+            with self._body(answer, min(self._first, identity.size)) as pieces:
+                self.opening = b"".join([bytes(piece) async for piece in pieces])
             return identity, httprange.just_written(answer.headers)
 
     def streams(
@@ -352,12 +362,18 @@ class HttpSource:
             httprange.judge_answer(
                 self._name, answer.status, answer.headers, offset, length, self.identity
             )
-            link = self.link  # a redirect may lead to another host meanwhile
-            link.body_begins(trio.current_time())
-            try:
-                yield _Body(answer, length, link)
-            finally:
-                link.body_ends()
+            with self._body(answer, length) as pieces:
+                yield pieces
+
+    @contextmanager
+    def _body(self, answer: Answer, length: int) -> Iterator["_Body"]:
+        """The body of a judged answer, measured."""
+        link = self.link  # a redirect may lead to another host meanwhile
+        link.body_begins(trio.current_time())
+        try:
+            yield _Body(answer, length, link)
+        finally:
+            link.body_ends()
 
     async def lane(self, priority: Priority) -> HostLane:
         return await self._client.lanes(self._place.host).acquire(priority)

@@ -55,18 +55,20 @@ def request_headers(offset: int, length: int) -> list[tuple[str, str]]:
     return [("Range", f"bytes={offset}-{offset + length - 1}"), ("Accept-Encoding", "identity")]
 
 
-def judge_opening(image: str, status: int, headers: Headers) -> Identity:
-    """The identity of the image, from the answer to a request for its first byte.
+def judge_opening(image: str, status: int, headers: Headers, most: int) -> Identity:
+    """The identity of the image, from the answer to a request for its first ``most`` bytes.
 
-    ``image``: how messages name it. Raises a SourceError.
+    The answer has all of them that there are. ``image``: how messages name it. Raises a
+    SourceError.
     """
     if status == 416 or (status == 200 and headers.get("content-length") == "0"):
         raise BadAnswer(f"{image} is empty", "check the URL")
     _judge_status(image, status, headers)
     first, last, size = _content_range(image, headers)
-    if (first, last) != (0, 0):
+    length = min(most, size)
+    if (first, last) != (0, length - 1):
         raise BadAnswer(f"{image}: the server sent another range than the one asked for")
-    _judge_length(image, headers, 1)
+    _judge_length(image, headers, length)
     return identity_of(headers, size)
 
 

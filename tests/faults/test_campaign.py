@@ -70,7 +70,7 @@ class Walk:
         self.trail: deque[str] = deque(maxlen=40)  # what was done last
 
     def _script(self, request: Request) -> Fault | None:
-        opening = request.span == (0, 0)
+        opening = request.opens
         if not self._faults or (opening and self._faults[0] in LIES):
             return None
         return self._faults.popleft()

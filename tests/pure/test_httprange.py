@@ -102,7 +102,7 @@ def test_a_content_range_that_says_nothing_sound(content_range: str | None) -> N
         judge(**answer(content_range=content_range))
     assert len(str(caught.value)) < 300
     with pytest.raises(BadAnswer):
-        httprange.judge_opening("img", **answer(content_range=content_range))
+        httprange.judge_opening("img", **answer(content_range=content_range), most=1)
 
 
 @pytest.mark.parametrize("size", [httprange.MAX_SIZE + 1, 1 << 62, 1 << 63, 1 << 64, 10**30])
@@ -170,7 +170,7 @@ STATUSES = [
 
 @pytest.mark.parametrize(("status", "error"), STATUSES)
 def test_other_statuses(status: int, error: type[LazyfsError]) -> None:
-    for judged in (judge, lambda **a: httprange.judge_opening("img", **a)):
+    for judged in (judge, lambda **a: httprange.judge_opening("img", **a, most=1)):
         with pytest.raises(error, match="img") as caught:
             judged(**answer(status))
         assert type(caught.value) is error
@@ -196,10 +196,10 @@ def test_a_whole_200_tells_a_changed_image_from_a_server_without_ranges(
 # Opening
 
 
-def opened(status: int = 206, **fields: str) -> Identity:
+def opened(status: int = 206, most: int = 1, **fields: str) -> Identity:
     headers = {"content-range": f"bytes 0-0/{SIZE}"}
     headers |= {name.replace("_", "-"): value for name, value in fields.items()}
-    return httprange.judge_opening("img", status, headers)
+    return httprange.judge_opening("img", status, headers, most)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_nothing_but_source_errors_comes_of_any_answer(
         assert re.sub(r"\s", "", headers["content-range"]).lower() == f"bytes100-149/{SIZE}"
         assert headers["etag"] == '"v1"'
     try:
-        identity = httprange.judge_opening("img", status, headers)
+        identity = httprange.judge_opening("img", status, headers, 1)
     except SourceError:
         pass
     else:

@@ -24,6 +24,8 @@ from typing import Any, Self
 
 import pytest
 
+from lazyfs.sources.http import FIRST_BYTES
+
 from .waiting import eventually
 
 HTTP_DATE = "Mon, 06 Jan 2025 10:00:00 GMT"
@@ -268,6 +270,11 @@ class Request:
             return None
         first, _, last = value[6:].partition("-")
         return int(first), int(last)
+
+    @property
+    def opens(self) -> bool:
+        """Whether this may be the request that opens an image: a known one, or a new one."""
+        return self.span in ((0, 0), (0, FIRST_BYTES - 1))
 
 
 @dataclass

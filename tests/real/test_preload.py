@@ -16,6 +16,7 @@ from lazyfs.device import Identity
 from lazyfs.iso.catalog import Catalog, read_tree
 from lazyfs.prefetch.profile import Profile, Use, as_text, parse
 from lazyfs.ranges import Span
+from lazyfs.sources.http import FIRST_BYTES
 
 from .images import MIB
 from .mounts import LAZYFS, Lab, Mounted, loop_mounted, need_loop, need_tool, read, run, run_well
@@ -23,6 +24,7 @@ from .servers import HTTP_DATE, Answer, Nginx, Request, Scripted
 from .waiting import eventually
 
 BLOCK = 32 << 10  # bytes: lazyfs's default
+FIRST = set(range(FIRST_BYTES // BLOCK))  # the blocks that come when an image is opened
 KIB = 1 << 10
 FILES_IN_SQUASHFS = 6000
 
@@ -195,7 +197,7 @@ def test_meta_stands_for_all_directories(server: Nginx, lab: Lab, seen_before: b
         bitmap.write_bytes(bytes(bitmap.stat().st_size))
     with lab.mounted("--readahead", "0", "--preload", "@meta", url):
         wait_until_present(lab.cache, wanted)
-    assert present(lab.cache) == wanted
+    assert present(lab.cache) == wanted | FIRST
 
 
 def test_the_tables_of_a_squashfs_make_find_cheap(server: Nginx, lab: Lab) -> None:
@@ -363,13 +365,13 @@ def test_a_second_run_fetches_what_the_first_one_read(scripted: Scripted, lab: L
         for offset, length in READS:
             read(mounted.image, offset, length)
     wanted = blocks_of(*(use.span for use in parse(file.read_text()).uses))
-    assert present(lab.cache) == wanted
+    assert present(lab.cache) == wanted | FIRST
     second = lab.directory / "second"
     with lab.mounted("--profile", str(file), url, cache=second) as mounted:
         wait_until_present(second, wanted)
         assert statistics(mounted)["wanted"] == 0
         eventually(lambda: not statistics(mounted)["under_way"], "nothing more comes")
-    assert present(second) == wanted
+    assert present(second) == wanted | FIRST
 
 
 def profile_of(content: bytes, *reads: Span, etag: str = '"v1"') -> str:
@@ -387,7 +389,7 @@ def test_a_profile_is_fetched_in_its_order(scripted: Scripted, lab: Lab, content
     with lab.mounted(*words):
         wait_until_present(lab.cache, blocks_of(*wanted))
     asked = [request.span[0] for request in scripted.requests[1:] if request.span]
-    assert asked == [span.start for span in wanted]
+    assert asked == [span.start for span in wanted if span.start]
 
 
 @pytest.mark.parametrize("anyway", [False, True])
@@ -405,7 +407,7 @@ def test_a_profile_of_another_version_is_used_only_on_request(
             said = wait_for_complaint(mounted)
             assert "the profile is not used: it is of another version of the image" in said
             assert "--profile-any" in said
-            assert statistics(mounted)["requests"] == 0
+            assert statistics(mounted)["requests"] == 1, "the opening"
         assert read(mounted.image, 0, 100) == content[:100]
         assert len(complaints(mounted)) == (0 if anyway else 1)
 
@@ -472,7 +474,7 @@ def test_the_profile_beside_an_image_is_used(scripted: Scripted, lab: Lab, conte
     with lab.mounted("--profile", "auto", scripted.url("image.raw")) as mounted:
         wait_until_present(lab.cache, blocks_of(*wanted))
         assert statistics(mounted)["wanted"] == 0
-    assert present(lab.cache) == blocks_of(*wanted)
+    assert present(lab.cache) == blocks_of(*wanted) | FIRST
 
 
 def test_where_there_is_none_nothing_is_said(scripted: Scripted, lab: Lab, content: bytes) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.sources.http import FIRST_BYTES
+
 from .images import MIB, Images
 from .mounts import Lab, ReadFailed, read, same_content
 from .servers import Answer, Nginx, Request, Scripted
@@ -22,7 +24,7 @@ def beyond_the_first_byte(
     answer: Callable[[Request], Answer],
 ) -> Callable[[Request], Answer | None]:
     """A behaviour: the opening goes well, and then ``answer`` decides."""
-    return lambda request: None if request.span == (0, 0) else answer(request)
+    return lambda request: None if request.opens else answer(request)
 
 
 def fails_with_eio(lab: Lab, scripted: Scripted, *options: str) -> str:
@@ -32,7 +34,7 @@ def fails_with_eio(lab: Lab, scripted: Scripted, *options: str) -> str:
         with pytest.raises(ReadFailed) as failure:
             read(mounted.image, MIB, 4096)
         assert failure.value.errno == errno.EIO
-        assert mounted.cached() == 0
+        assert mounted.cached() == FIRST_BYTES
         assert not mounted.has_ended(), "the mount survives"
     return mounted.messages()
 
@@ -173,7 +175,7 @@ def silent(scripted: Scripted) -> Iterator[threading.Event]:
     release = threading.Event()
 
     def wait(request: Request) -> Answer | None:
-        if request.span != (0, 0):
+        if not request.opens:
             release.wait(120)
         return None
 

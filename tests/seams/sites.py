@@ -69,7 +69,7 @@ class Site:
     def right(self, request: Request, *more: str) -> Reply:
         """The right answer, with more header lines."""
         first, last = request.span
-        return Reply(part(self.content, first, last, *more))
+        return Reply(part(self.content, first, min(last, len(self.content) - 1), *more))
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection, until either side closes it."""

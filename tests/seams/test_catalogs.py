@@ -10,7 +10,7 @@ from fakes import RecordingDevice, noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.catalogs import DeviceFile, tree_of
+from lazyfs.catalogs import DeviceFile, tree_of, tree_with
 from lazyfs.device import Identity
 from lazyfs.errors import ImageError, ReadTimeout
 from lazyfs.iso.writer import write_iso
@@ -144,6 +144,36 @@ async def test_a_read_that_fails_is_said_as_it_is(iso: bytes, notebook: Path) ->
     with pytest.raises(ReadTimeout, match="no data within 1 second"):
         await tree_of(Failing(iso), notebook)
     assert os.listdir(notebook.parent) == []
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An image with many directories."""
+    place = tmp_path_factory.mktemp("wide")
+    (place / "text").write_text("text\n")
+    files = {f"part{number}/of/file{number}": place / "text" for number in range(20)}
+    write_iso(place / "image", files, "LABEL")
+    return (place / "image").read_bytes()
+
+
+async def test_for_a_file_only_the_directories_on_its_way_are_read(
+    wide: bytes, notebook: Path
+) -> None:
+    whole = await tree_of(device_of(wide))
+    tree = await tree_with(device_of(wide), notebook, ["part3/of/file3", "/part4/./of//file4"])
+    assert tree.node("part3") == whole.node("part3")
+    assert tree.extents("part4/of/file4") == whole.extents("part4/of/file4")
+    assert not tree.node("part5").children
+    assert os.listdir(notebook.parent) == [], "half a tree is not remembered"
+
+
+async def test_what_is_not_on_the_way_is_looked_for_everywhere(wide: bytes, notebook: Path) -> None:
+    tree = await tree_with(device_of(wide), notebook, ["part5/../part6/of/file6"])
+    assert tree == await tree_of(device_of(wide))
+    assert os.listdir(notebook.parent) == [notebook.name]
+    again = device_of(wide)
+    assert await tree_with(again, notebook, ["part7/of/file7"]) == tree
+    assert again.calls == []
 
 
 SMALL = noise(1000)
