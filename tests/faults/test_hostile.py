@@ -96,7 +96,7 @@ HOSTILE: dict[str, tuple[Fault, str] | tuple[Fault, str, str]] = {
     "a total of 10^30": (WrongTotal(10**30), TOO_LARGE),
     "nothing at all": (Status(416, (("Content-Range", "bytes */0"),)), "is empty", "has changed"),
     "a length that contradicts": (
-        field("Content-Length", "5"), "sent 5 bytes for a range of 65536"),
+        field("Content-Length", "5"), "5 bytes for a range of 65536", "sent 5 bytes for a range"),
     "two lengths": (field("Content-Length", "1", "2"), "is not valid HTTP"),
     "two ranges": (field("Content-Range", "bytes 0-0/5", "bytes 0-0/6"), SENSELESS),
     "two ways to end": (field("Transfer-Encoding", "chunked"), "in two ways how long"),
