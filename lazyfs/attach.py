@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import trio
@@ -24,6 +24,8 @@ from lazyfs.preloading import preload
 from lazyfs.stack import Image, open_stack
 
 log = logging.getLogger(__name__)
+
+_ENDING = signal.SIGTERM, signal.SIGINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,11 @@ async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
     failure: LazyfsError | None = None
     if options.system:
         storagedaemon.harden()
-    async with open_stack(options) as stack, contextlib.AsyncExitStack() as closing:
+    async with (
+        contextlib.AsyncExitStack() as saved,
+        open_stack(options) as stack,
+        contextlib.AsyncExitStack() as closing,
+    ):
         log_handler = logs.destination(options)
         control = closing.push(open_control())
         (image,) = stack.images
@@ -103,7 +109,9 @@ async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
             else:
                 closing.callback(device.close)
                 nursery.start_soon(answer)
-                nursery.start_soon(_end_on_signal, device, nursery.cancel_scope)
+                # Until all is saved: a signal that comes late must not end us before.
+                signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
+                nursery.start_soon(_end_on_signal, signals, device, nursery.cancel_scope)
                 nursery.start_soon(preload, image, options.preload, _budget(options))
                 await trio.to_thread.run_sync(tune, device.index)
                 await trio.to_thread.run_sync(scan_partitions, device.index)
@@ -131,24 +139,25 @@ def _budget(options: AttachOptions) -> int | None:
     return None if options.cache.limit is None else options.cache.limit // 2
 
 
-async def _end_on_signal(device: KernelDevice, scope: trio.CancelScope) -> None:
+async def _end_on_signal(
+    signals: AsyncIterator[int], device: KernelDevice, scope: trio.CancelScope
+) -> None:
     """On SIGTERM or SIGINT, detach the device, which ends us; while it is in use, say so instead.
 
     If it still is at the second signal, lazyfs ends and the device stays: it can be repaired.
     """
     warned = False
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            name = signal.Signals(number).name
-            try:
-                await trio.to_thread.run_sync(detach, device.path)
-            except DeviceError as error:
-                if warned:
-                    log.error("ending on %s; who repairs %s may have it", name, device.path)
-                    scope.cancel()
-                    return
-                warned = True
-                log.error("not ending on %s: %s (a second signal ends lazyfs)", name, error)
-            else:
-                log.info("ending on %s", name)
+    async for number in signals:
+        name = signal.Signals(number).name
+        try:
+            await trio.to_thread.run_sync(detach, device.path)
+        except DeviceError as error:
+            if warned:
+                log.error("ending on %s; who repairs %s may have it", name, device.path)
+                scope.cancel()
                 return
+            warned = True
+            log.error("not ending on %s: %s (a second signal ends lazyfs)", name, error)
+        else:
+            log.info("ending on %s", name)
+            return

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from lazyfs.sources import urls
 from lazyfs.stack import Image, Stack, open_stack
 
 log = logging.getLogger(__name__)
+
+_ENDING = signal.SIGTERM, signal.SIGINT
 
 
 def mount(
@@ -111,7 +113,11 @@ async def _serve(
 ) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     failure: LazyfsError | None = None
-    async with open_stack(options) as stack, contextlib.AsyncExitStack() as closing:
+    async with (
+        contextlib.AsyncExitStack() as saved,
+        open_stack(options) as stack,
+        contextlib.AsyncExitStack() as closing,
+    ):
         log_handler = logs.destination(options)
         # Asked of our own mount, from the loop that serves it, this would wait for itself.
         single = options.mountpoint.is_file()
@@ -122,7 +128,11 @@ async def _serve(
                 fuse_mount = FuseMount(options.mountpoint, filesystem, _fuse_options(options))
                 closing.callback(fuse_mount.close)
                 in_use = trio.Event()
-                _start_serving(nursery, options, stack, fuse_mount, in_use)
+                # Until all is saved: a signal that comes late must not end us before.
+                signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
+                end = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
+                nursery.start_soon(end, nursery.cancel_scope)
+                _start_serving(nursery, options, stack, fuse_mount)
                 if use is not None:
                     await use()
                     nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
@@ -148,17 +158,14 @@ def _start_serving(
     options: MountOptions,
     stack: Stack,
     fuse_mount: FuseMount,
-    in_use: trio.Event,
 ) -> None:
     """Start all that runs while a mount lives; it ends with the mount."""
-    mountpoint = options.mountpoint
 
     async def answer() -> None:
         await fuse_mount.run()
         nursery.cancel_scope.cancel()
 
     nursery.start_soon(answer)
-    nursery.start_soon(_end_on_signal, mountpoint, fuse_mount, in_use, nursery.cancel_scope)
     budget = None if options.cache.limit is None else options.cache.limit // 2
     for image in stack.images:
         nursery.start_soon(preload, image, options.preload, budget)
@@ -209,7 +216,11 @@ def _fuse_options(options: MountOptions) -> set[str]:
 
 
 async def _end_on_signal(
-    mountpoint: Path, fuse_mount: FuseMount, in_use: trio.Event, scope: trio.CancelScope
+    signals: AsyncIterator[int],
+    mountpoint: Path,
+    fuse_mount: FuseMount,
+    in_use: trio.Event,
+    scope: trio.CancelScope,
 ) -> None:
     """End on SIGTERM or SIGINT, unless a loop device would lose its file: then say so.
 
@@ -217,19 +228,18 @@ async def _end_on_signal(
     has been told yet that he may use it.
     """
     warned = False
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            loops = loops_below(mountpoint)
-            if not loops or warned or not in_use.is_set():
-                log.info("ending on %s", signal.Signals(number).name)
-                if os.geteuid() == 0:
-                    await trio.to_thread.run_sync(fuse_mount.abort)
-                scope.cancel()
-                return
-            warned = True
-            log.error(
-                "not ending: %s in use by %s; unmount what stands on it first "
-                "(a second signal ends lazyfs all the same)",
-                mountpoint,
-                ", ".join(loops),
-            )
+    async for number in signals:
+        loops = loops_below(mountpoint)
+        if not loops or warned or not in_use.is_set():
+            log.info("ending on %s", signal.Signals(number).name)
+            if os.geteuid() == 0:
+                await trio.to_thread.run_sync(fuse_mount.abort)
+            scope.cancel()
+            return
+        warned = True
+        log.error(
+            "not ending: %s in use by %s; unmount what stands on it first "
+            "(a second signal ends lazyfs all the same)",
+            mountpoint,
+            ", ".join(loops),
+        )

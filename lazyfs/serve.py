@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from lazyfs.preloading import preload
 from lazyfs.stack import Stack, open_stack
 
 log = logging.getLogger(__name__)
+
+_ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ class _Life:
         """Open the images and serve them to the end; returns the exit code."""
         failure: LazyfsError | None = None
         handler = logs.destination(self._options)
-        async with open_stack(self._options) as stack, trio.open_nursery() as nursery:
+        async with (
+            contextlib.AsyncExitStack() as saved,
+            open_stack(self._options) as stack,
+            trio.open_nursery() as nursery,
+        ):
+            # Until all is saved: a signal that comes late must not end us before.
+            signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
+            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
             try:
                 self._start(nursery, stack)
                 logs.use(handler, self._options.log.level)
@@ -147,7 +156,6 @@ class _Life:
         exports = [Export(image.name, image.url, image.device) for image in stack.images]
         server = NbdServer(exports, self._tls)
         nursery.start_soon(stack.run)
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         limit = self._options.cache.limit
         for image in stack.images:
             nursery.start_soon(preload, image, self._options.preload, limit and limit // 2)
@@ -202,12 +210,10 @@ class _Life:
         scope.cancel()
 
 
-async def _end_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("ending on %s", signal.Signals(number).name)
-            scope.cancel()
-            return
+async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    number = await anext(aiter(signals))
+    log.info("ending on %s", signal.Signals(number).name)
+    scope.cancel()
 
 
 def _tls_context(options: TlsOptions) -> ssl.SSLContext:

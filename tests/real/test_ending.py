@@ -1,5 +1,6 @@
 """How mounts end: by umount in all its forms, by signals, and with readers in the way."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.prefetch.profile import parse
+
 from .images import MIB
-from .mounts import IS_ROOT, LAZYFS, Lab, environment, is_mounted, run_well, start_reading
+from .mounts import IS_ROOT, LAZYFS, Lab, environment, is_mounted, read, run_well, start_reading
 from .servers import Answer, Request, Scripted
 from .waiting import eventually
 
@@ -49,6 +52,20 @@ def test_signals_unmount(lab: Lab, scripted: Scripted, number: signal.Signals) -
         mounted.signal(number)
         mounted.wait_until_ended()
         assert not is_mounted(mounted.path)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3])  # the moment that counts is short
+def test_a_signal_that_comes_late_costs_nothing(lab: Lab, scripted: Scripted, time: int) -> None:
+    """What is still to be saved when the mount has gone is saved."""
+    profile = lab.directory / "run.profile"
+    words = ["--record", str(profile), "--readahead", "0", scripted.url("image.raw")]
+    with lab.mounted(*words) as mounted:
+        read(mounted.image, MIB, 4096)
+        _fusermount(lab, mounted.path)
+        while not mounted.has_ended():
+            with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
+                mounted.signal(signal.SIGTERM)
+    assert [use.span.start for use in parse(profile.read_text()).uses] == [MIB]
 
 
 def test_umount_of_what_is_no_mount(lab: Lab) -> None:
