@@ -33,7 +33,9 @@ from lazyfs.sources.nbd import NbdSource
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BLOCK_SIZE = 32 << 10  # bytes; chosen by measurement, see docs/design.rst
+# Bytes; chosen by measurement, see docs/design.rst.
+DEFAULT_BLOCK_SIZE = 32 << 10
+TOLD_BLOCK_SIZE = 8 << 10  # with a profile, which has no use for what lies beside its ranges
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,13 @@ async def _open_cache(
     name = urls.shown(wanted.url)
     if options.cache.memory_only:
         identity = await source.open()
-        block_size = options.cache.block_size or DEFAULT_BLOCK_SIZE
-        memory = MemoryStore(identity.size, block_size, MEMORY_LIMIT)
+        memory = MemoryStore(identity.size, _new_block_size(options), MEMORY_LIMIT)
         return BlockCache(name, source, memory, options.timeout), None
     paths = _cache_paths(options.cache, wanted.url)
     lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
     try:
         await _open_source(source, name, paths)
-        store = _open_store(name, source.identity, options.cache, paths, lock)
+        store = _open_store(name, source.identity, options, paths, lock)
     except BaseException:
         lock.close()
         raise
@@ -179,25 +180,33 @@ async def _open_cache(
 
 
 def _open_store(
-    name: str, identity: Identity, options: CacheOptions, paths: CachePaths, lock: CacheLock
+    name: str, identity: Identity, options: StackOptions, paths: CachePaths, lock: CacheLock
 ) -> OverflowStore:
+    wanted = options.cache
     disk = open_disk_store(
         paths,
         lock,
         name,
         identity,
-        options.block_size or DEFAULT_BLOCK_SIZE,
-        on_change=options.on_change,
-        must_exist=options.must_exist,
+        _new_block_size(options),
+        on_change=wanted.on_change,
+        must_exist=wanted.must_exist,
     )
     try:
-        if options.block_size not in (None, disk.block_size):
+        if wanted.block_size not in (None, disk.block_size):
             log.warning("%s: the cache keeps its block size of %d bytes", name, disk.block_size)
-        room = _room(paths, disk, options)
+        room = _room(paths, disk, wanted)
         return OverflowStore(name, disk, room)
     except BaseException:
         disk.close()
         raise
+
+
+def _new_block_size(options: StackOptions) -> int:
+    """Of a cache that is new."""
+    if options.cache.block_size is not None:
+        return options.cache.block_size
+    return DEFAULT_BLOCK_SIZE if options.preload.profile is None else TOLD_BLOCK_SIZE
 
 
 def _room(paths: CachePaths, disk: DiskStore, options: CacheOptions) -> Room:

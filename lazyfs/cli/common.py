@@ -134,7 +134,7 @@ def add_cache_options(parser: Parser) -> None:
     add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
         help="if another version of the image is cached (default: refetch)")  # fmt: skip
     add("--block-size", metavar="SIZE", type=as_type(parse_block_size),
-        help="4K to 1M (default: 32K)")  # fmt: skip
+        help="4K to 1M (default: 32K; 8K with --profile)")  # fmt: skip
 
 
 def add_server_options(parser: Parser) -> None:

@@ -24,7 +24,7 @@ from .servers import HTTP_DATE, Answer, Nginx, Request, Scripted
 from .waiting import eventually
 
 BLOCK = 32 << 10  # bytes: lazyfs's default
-FIRST = set(range(FIRST_BYTES // BLOCK))  # the blocks that come when an image is opened
+TOLD_BLOCK = 8 << 10  # bytes: its default with a profile
 KIB = 1 << 10
 FILES_IN_SQUASHFS = 6000
 
@@ -84,8 +84,11 @@ def statistics(mounted: Mounted) -> dict[str, int]:
     return content
 
 
-def blocks_of(*spans: Span) -> set[int]:
-    return {n for start, stop in spans for n in range(start // BLOCK, -(-stop // BLOCK))}
+def blocks_of(*spans: Span, size: int = BLOCK) -> set[int]:
+    return {n for start, stop in spans for n in range(start // size, -(-stop // size))}
+
+
+FIRST = Span(0, FIRST_BYTES)  # what comes when an image is opened
 
 
 def file_blocks(catalog: Catalog, *paths: str) -> set[int]:
@@ -197,7 +200,7 @@ def test_meta_stands_for_all_directories(server: Nginx, lab: Lab, seen_before: b
         bitmap.write_bytes(bytes(bitmap.stat().st_size))
     with lab.mounted("--readahead", "0", "--preload", "@meta", url):
         wait_until_present(lab.cache, wanted)
-    assert present(lab.cache) == wanted | FIRST
+    assert present(lab.cache) == wanted | blocks_of(FIRST)
 
 
 def test_the_tables_of_a_squashfs_make_find_cheap(server: Nginx, lab: Lab) -> None:
@@ -364,14 +367,15 @@ def test_a_second_run_fetches_what_the_first_one_read(scripted: Scripted, lab: L
     with lab.mounted("--record", str(file), "--readahead", "0", url) as mounted:
         for offset, length in READS:
             read(mounted.image, offset, length)
-    wanted = blocks_of(*(use.span for use in parse(file.read_text()).uses))
-    assert present(lab.cache) == wanted | FIRST
+    read_spans = [use.span for use in parse(file.read_text()).uses]
+    assert present(lab.cache) == blocks_of(FIRST, *read_spans)
+    wanted = blocks_of(FIRST, *read_spans, size=TOLD_BLOCK)
     second = lab.directory / "second"
     with lab.mounted("--profile", str(file), url, cache=second) as mounted:
         wait_until_present(second, wanted)
         assert statistics(mounted)["wanted"] == 0
         eventually(lambda: not statistics(mounted)["under_way"], "nothing more comes")
-    assert present(second) == wanted | FIRST
+    assert present(second) == wanted
 
 
 def profile_of(content: bytes, *reads: Span, etag: str = '"v1"') -> str:
@@ -387,7 +391,7 @@ def test_a_profile_is_fetched_in_its_order(scripted: Scripted, lab: Lab, content
     file.write_text(profile_of(content, *wanted))
     words = ["--connections", "1", "--profile", str(file), scripted.url("image.raw")]
     with lab.mounted(*words):
-        wait_until_present(lab.cache, blocks_of(*wanted))
+        wait_until_present(lab.cache, blocks_of(*wanted, size=TOLD_BLOCK))
     asked = [request.span[0] for request in scripted.requests[1:] if request.span]
     assert asked == [span.start for span in wanted if span.start]
 
@@ -402,7 +406,7 @@ def test_a_profile_of_another_version_is_used_only_on_request(
     words = ["--profile", str(file), *(["--profile-any"] if anyway else [])]
     with lab.mounted(*words, scripted.url("image.raw"), troubled=not anyway) as mounted:
         if anyway:
-            wait_until_present(lab.cache, blocks_of(wanted))
+            wait_until_present(lab.cache, blocks_of(wanted, size=TOLD_BLOCK))
         else:
             said = wait_for_complaint(mounted)
             assert "the profile is not used: it is of another version of the image" in said
@@ -421,8 +425,8 @@ def test_a_profile_of_a_longer_image_does_no_harm(
     file.write_text(profile_of(content + bytes(4 * MIB), outside, across, inside))
     words = ["--profile", str(file), "--profile-any", scripted.url("image.raw")]
     with lab.mounted(*words) as mounted:
-        last = (len(content) - 1) // BLOCK
-        wait_until_present(lab.cache, blocks_of(inside) | {last})
+        last = (len(content) - 1) // TOLD_BLOCK
+        wait_until_present(lab.cache, blocks_of(inside, size=TOLD_BLOCK) | {last})
         assert mounted.image.read_bytes() == content
 
 
@@ -472,9 +476,9 @@ def test_the_profile_beside_an_image_is_used(scripted: Scripted, lab: Lab, conte
     wanted = [Span(MIB, MIB + 10), Span(3 * MIB, 3 * MIB + 5 * BLOCK)]
     beside(scripted, profile_of(content, *wanted).encode())
     with lab.mounted("--profile", "auto", scripted.url("image.raw")) as mounted:
-        wait_until_present(lab.cache, blocks_of(*wanted))
+        wait_until_present(lab.cache, blocks_of(*wanted, size=TOLD_BLOCK))
         assert statistics(mounted)["wanted"] == 0
-    assert present(lab.cache) == blocks_of(*wanted) | FIRST
+    assert present(lab.cache) == blocks_of(FIRST, *wanted, size=TOLD_BLOCK)
 
 
 def test_where_there_is_none_nothing_is_said(scripted: Scripted, lab: Lab, content: bytes) -> None:
