@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from bench import chart, image, report, system
-from bench.measure import AGAIN, JOB, WORKS, Bench, Run, Work, fits
+from bench.measure import FIRST, WORKS, Bench, Run, Work, fits
 from bench.server import LINKS, serving
 from bench.tools import TOOLS, Tool, variant
 
@@ -139,10 +139,10 @@ def plan(
 
 
 def wanted_works(options: argparse.Namespace, link: str) -> list[Work]:
-    """The works on a link. The second job comes with the first."""
+    """The works on a link. What only follows another comes with that."""
     chosen = options.only or (QUICK_WORKS if options.quick else default_works(link))
-    chosen = dict.fromkeys(JOB.name if name == AGAIN.name else name for name in chosen)
-    return [WORKS[name] for name in chosen]
+    works = [WORKS[name] for name in chosen]
+    return list(dict.fromkeys(FIRST.get(work, work) for work in works))
 
 
 def default_works(link: str) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bench import iso, system, work
@@ -95,12 +95,23 @@ LIST = Work(
 EXTRACT = Work(
     "cat", "take a file of 1 MB out of an ISO, cold", "s", "local", Task.LOOK, ISO, ("lan", "wan")
 )  # fmt: skip
+COPY = Work(
+    "nbdcopy", "nbdcopy of the ISO with 4 connections, cold", "MB/s", "nbdkit-file", Task.SERVE,
+    ISO, ("lan", "wan"),
+)  # fmt: skip
+COPY_AGAIN = replace(COPY, name="nbdcopy-again", title="the same once more, from the tool's cache")
+BLOCKS = replace(
+    COPY, name="nbd-r1", title="4 KiB random reads after that, one at a time", metric="ms"
+)
 WORKS = {
     w.name: w
     for w in (
-        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT, *JOBS
+        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT, COPY,
+        COPY_AGAIN, BLOCKS, *JOBS,
     )
 }  # fmt: skip
+FIRST = {AGAIN: JOB, COPY_AGAIN: COPY, BLOCKS: COPY}
+"""Work that only follows another -> that other."""
 
 
 def fits(tool: type[Tool], wanted: Work) -> bool:
@@ -224,6 +235,8 @@ class Cell:
             self._run.values = self._told_job()
         elif self._work.task is Task.JOB:
             self._jobs(way)
+        elif self._work.task is Task.SERVE:
+            self._copies(way)
         else:
             self._run.values = self._finish(self._reading())
         self._runs[-1].peak_memory = self._tool.peak_memory()
@@ -284,11 +297,29 @@ class Cell:
         self._run.traffic = asdict(first)
         self._run.peak_memory = self._tool.peak_memory()
         if self._work is JOB:
-            again = Run(self._run.tool, self._run.link, AGAIN.name, self._run.number)
-            self._runs.append(again)
+            again = self._following(AGAIN)
             system.drop_caches()
             again.values = self._job()
             again.traffic = asdict(way.traffic().since(first))
+
+    def _following(self, wanted: Work) -> Run:
+        """A run that comes behind the one that was asked for."""
+        run = Run(self._run.tool, self._run.link, wanted.name, self._run.number)
+        self._runs.append(run)
+        return run
+
+    def _copies(self, way: Way) -> None:
+        """Copy all, again, and read from what is warm then."""
+        target, size = self._tool.target, self._image.size
+        self._run.values = self._finish(work.start("nbdcopy", uri=target, size=size))
+        first = way.traffic()
+        self._run.traffic = asdict(first)
+        self._run.peak_memory = self._tool.peak_memory()
+        again = self._following(COPY_AGAIN)
+        again.values = self._finish(work.start("nbdcopy", uri=target, size=size))
+        again.traffic = asdict(way.traffic().since(first))
+        again.peak_memory = self._tool.peak_memory()
+        self._following(BLOCKS).values = self._finish(work.start("nbd_reads", uri=target))
 
     def _job(self) -> work.Result:
         result = self._job_in_tree() if self._tool.mounts_tree else self._job_on_file()

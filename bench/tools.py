@@ -42,6 +42,8 @@ class Task(StrEnum):
     """The same, and to be told before what will be read."""
     LOOK = auto()
     """What is in an ISO: a list of it, or one of its files."""
+    SERVE = auto()
+    """Bytes of the image, from an NBD server on a Unix socket."""
 
 
 class Tool:
@@ -215,6 +217,76 @@ class LazyfsLoopFill(LazyfsLoop):
     name = "lazyfs-loop-fill"
     options = ("--fill",)
     tasks = LazyfsLoop.tasks | {Task.COMPLETE}
+
+
+class NbdServer(Tool):
+    """A tool that serves NBD on a Unix socket in its room."""
+
+    tasks = frozenset({Task.SERVE})
+
+    @property
+    def target(self) -> str:
+        """The URI of the only export."""
+        return f"nbd+unix:///?socket={self._socket}"
+
+    @property
+    def _socket(self) -> Path:
+        return self.room / "nbd.sock"
+
+    def start(self) -> None:
+        """Start, and wait until clients may come."""
+        self.launch(self.command())
+        if not system.wait_until(self._socket.exists, 10):
+            raise system.Failed(self.last_message())
+
+    def release(self) -> None:
+        """A client ends with its server."""
+        for process in self._processes:
+            system.end(process)
+
+
+class LazyfsServe(NbdServer):
+    """``lazyfs serve``."""
+
+    name = "lazyfs-serve"
+
+    @classmethod
+    def version(cls) -> str:
+        return Lazyfs.version()
+
+    def command(self) -> Command:
+        options: Command = ["--foreground", "--unix", self._socket, "--cache-dir", self.room / "c"]
+        return [*lazyfs_command(), "serve", *options, self.way.url]
+
+
+class NbdkitServesCurl(NbdServer):
+    """nbdkit's curl plugin, with as many connections as its clients have."""
+
+    name = "nbdkit-curl"
+
+    @classmethod
+    def version(cls) -> str:
+        return first_line(["nbdkit", "--version"])
+
+    def command(self) -> Command:
+        return ["nbdkit", "--foreground", "--readonly", "--unix", self._socket, *self.plugin]
+
+    @property
+    def plugin(self) -> Command:
+        """Its name and parameters."""
+        return ["curl", self.way.url]
+
+
+class NbdkitServesFile(NbdkitServesCurl):
+    """The limit where the image has been downloaded: nbdkit's file plugin."""
+
+    name = "nbdkit-file"
+    limit = True
+
+    @property
+    def plugin(self) -> Command:
+        """Its name and parameters."""
+        return ["file", self.image.path]
 
 
 class NbdkitCurl(Tool):
@@ -433,7 +505,8 @@ class LazyfsFill(Lazyfs):
 TOOLS: dict[str, type[Tool]] = {
     tool.name: tool
     for tool in (Lazyfs, LazyfsFill, LazyfsLoop, LazyfsLoopFill, NbdkitCurl, NbdkitCow, NbdkitCache,
-                 QemuStorageDaemon, Rclone, Httpdirfs, Httpfs2, Ratarmount, Download, Curl, Local)
+                 QemuStorageDaemon, Rclone, Httpdirfs, Httpfs2, Ratarmount, Download, LazyfsServe,
+                 NbdkitServesCurl, NbdkitServesFile, Curl, Local)
 }  # fmt: skip
 
 

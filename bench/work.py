@@ -30,6 +30,7 @@ BLOCK = 4096
 PIECE = 1 << 20
 CONNECTIONS = 8
 """Of all tools that can be told, where several readers read at once; and of the limit."""
+COPY_CONNECTIONS = 4
 SEED = 16
 
 WAITING = "waiting"
@@ -209,6 +210,21 @@ def check_look(printed: bytes, wanted: str) -> None:
         raise system.Failed(f"{len(missing)} of {len(names)} files were not listed")
 
 
+def nbdcopy(uri: str, size: int) -> Result:
+    """Copy an export to nowhere."""
+    begin = time.perf_counter()
+    system.run(["nbdcopy", f"--connections={COPY_CONNECTIONS}", uri, "null:"], 3600)
+    return {"MB/s": size / (time.perf_counter() - begin) / 1e6}
+
+
+def nbd_reads(uri: str) -> Result:
+    """Read blocks of an export at random places, one after another, for some seconds."""
+    options = ["--name=r", "--ioengine=nbd", f"--uri={uri}", "--rw=randread", f"--bs={BLOCK}"]
+    often = ["--iodepth=1", "--time_based", "--runtime=3", "--output-format=json"]
+    found = json.loads(system.run(["fio", *options, *often], 60))
+    return {"ms": found["jobs"][0]["read"]["clat_ns"]["percentile"]["50.000000"] / 1e6}
+
+
 def ready(target: str, size: int, length: int) -> Result:
     """Wait until the file is there in its size and `length` bytes in its middle can be read."""
     print(WAITING, flush=True)
@@ -233,7 +249,10 @@ def is_url(target: str) -> bool:
     return "://" in target
 
 
-WORK = {work.__name__: work for work in (sequential, random_reads, job, walk, look, ready)}
+WORK = {
+    work.__name__: work
+    for work in (sequential, random_reads, job, walk, look, nbdcopy, nbd_reads, ready)
+}
 
 
 def start(name: str, **what: Any) -> subprocess.Popen[str]:

@@ -139,6 +139,30 @@ def test_peers_are_given_the_image_and_a_place(
     assert any(word.startswith(str(room / "mnt")) for word in command)
 
 
+@pytest.mark.parametrize("name", ["lazyfs-serve", "nbdkit-curl", "nbdkit-file"])
+def test_servers_of_nbd_are_known_by_their_socket(
+    name: str, way: Way, image: Image, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(Tool, "launch", lambda _, command: launched.extend(words(command)))
+    monkeypatch.setattr(system, "wait_until", lambda *_: True)
+    tool = TOOLS[name](way, image, room, None)
+    tool.start()
+    assert tool.target == f"nbd+unix:///?socket={room}/nbd.sock"
+    assert follows(launched, "--unix", f"{room}/nbd.sock")
+    assert launched[-1] == (str(image.path) if name == "nbdkit-file" else URL)
+
+
+def test_a_server_that_does_not_start_says_why(
+    way: Way, image: Image, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (room / "messages").write_text("no such plugin\n")
+    monkeypatch.setattr(Tool, "launch", lambda *_: None)
+    monkeypatch.setattr(system, "wait_until", lambda *_: False)
+    with pytest.raises(system.Failed, match="no such plugin"):
+        TOOLS["nbdkit-curl"](way, image, room, None).start()
+
+
 def test_nbdkit_that_does_not_start_is_a_failure(
     way: Way, image: Image, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

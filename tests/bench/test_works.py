@@ -16,6 +16,7 @@ MOUNTING = {
     "httpfs2",
 }  # fmt: skip
 LOOPING = {"lazyfs-loop", "lazyfs-loop-fill"}
+SERVING = {"lazyfs-serve", "nbdkit-curl"}
 
 WHO = {
     "seq": MOUNTING | {"curl"},
@@ -29,6 +30,7 @@ WHO = {
     "job-preload": {"lazyfs", "local"},
     "ls": {"lazyfs", "nbdkit", "httpfs2", "ratarmount", "download", "local"},
     "cat": {"lazyfs", "nbdkit", "httpfs2", "ratarmount", "download", "local"},
+    **{name: SERVING | {"nbdkit-file"} for name in ("nbdcopy", "nbdcopy-again", "nbd-r1")},
     **{work.name: MOUNTING | LOOPING | {"local"} for work in JOBS},
 }
 
@@ -60,7 +62,7 @@ def test_works_are_done_on_images_that_can_be_made_and_on_links_that_there_are()
 
 def test_speeds_are_better_when_higher_and_times_when_lower() -> None:
     higher = {name for name, work in WORKS.items() if work.higher_is_better}
-    assert higher == {"seq", "r16"}
+    assert higher == {"seq", "r16", "nbdcopy", "nbdcopy-again"}
 
 
 # The plan
@@ -92,6 +94,13 @@ def test_the_second_job_comes_with_the_first_and_is_not_planned_twice() -> None:
     ]
     assert planned(only=["again"], tools=["lazyfs"], link=["lan"], runs=1) == [
         ("lazyfs", "lan", "job", 1)
+    ]
+
+
+def test_what_follows_a_copy_comes_with_it() -> None:
+    only = ["nbd-r1", "nbdcopy-again"]
+    assert planned(only=only, tools=["nbdkit-curl"], link=["lan"], runs=1) == [
+        ("nbdkit-curl", "lan", "nbdcopy", 1)
     ]
 
 
