@@ -33,14 +33,12 @@ class AttachOptions(DaemonOptions):
     """How an image is attached. ``index``: as which device, None for any that is free.
 
     ``repair``: whether it is taken over from a daemon that died, if it is attached;
-    ``dead_timeout``: seconds that readers wait for that. ``system``: whether a root filesystem will
-    stand on it.
+    ``dead_timeout``: seconds that readers wait for that.
     """
 
     index: int | None = None
     repair: bool = False
     dead_timeout: int = 300
-    system: bool = False
 
 
 def attach(options: AttachOptions, report: Callable[[LazyfsError], int]) -> int:

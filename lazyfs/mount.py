@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from lazyfs import logs
+from lazyfs import logs, storagedaemon
 from lazyfs.background import run_in_background
 from lazyfs.catalogs import naming, tree_of
 from lazyfs.device import Device
@@ -113,6 +113,8 @@ async def _serve(
 ) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     failure: LazyfsError | None = None
+    if options.system:
+        storagedaemon.harden()
     async with (
         contextlib.AsyncExitStack() as saved,
         open_stack(options) as stack,

@@ -210,10 +210,14 @@ class StackOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DaemonOptions(StackOptions):
-    """Images that are there until somebody ends it."""
+    """Images that are there until somebody ends it.
+
+    ``system``: whether a root filesystem will stand on them; see ``storagedaemon.py``.
+    """
 
     log: LogOptions
     foreground: bool = False
+    system: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from lazyfs import logs
+from lazyfs import logs, storagedaemon
 from lazyfs.background import run_in_background
 from lazyfs.errors import LazyfsError, ServeError, UsageError
 from lazyfs.frontends.nbdserver import Export, NbdServer
@@ -131,6 +131,8 @@ class _Life:
         """Open the images and serve them to the end; returns the exit code."""
         failure: LazyfsError | None = None
         handler = logs.destination(self._options)
+        if self._options.system:
+            storagedaemon.harden()
         async with (
             contextlib.AsyncExitStack() as saved,
             open_stack(self._options) as stack,

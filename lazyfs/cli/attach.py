@@ -40,7 +40,6 @@ def main(arguments: Sequence[str]) -> int:
             index=index_of(devices[0]) if devices else None,
             repair=given.repair,
             dead_timeout=math.ceil(given.dead_timeout),
-            system=given.system,
         ),
         report,
     )
@@ -67,7 +66,6 @@ def _parser() -> Parser:
         default=300.0,
         help="how long readers wait for a --repair before they get errors (default: 300)",
     )
-    add("--system", action="store_true", help="a root filesystem will stand on it: see lazyfs(1)")
     add_options(parser)
     return parser
 

@@ -82,6 +82,7 @@ def add_options(parser: Parser) -> None:
     """What can be said of how images are fetched, cached and logged while they are mounted."""
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    add("--system", action="store_true", help="a root filesystem will stand on it: see lazyfs(1)")
     add_cache_options(parser)
     fetching = parser.add_argument_group("fetching")
     add = fetching.add_argument
@@ -179,6 +180,7 @@ def daemon_options(given: argparse.Namespace, images: tuple[ImageOptions, ...]) 
         rate=given.rate,
         preload=_preload(given, len(images)),
         foreground=given.foreground,
+        system=given.system,
     )
 
 

@@ -74,8 +74,8 @@ MAY_IMPORT = {
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
     "mount": COMMON
     | {"stack", "frontends", "logs", "background", "control", "handover"}
-    | {"catalogs", "iso", "isofile", "preloading", "sources.urls"},
-    "serve": COMMON | {"stack", "frontends", "logs", "background", "preloading"},
+    | {"catalogs", "iso", "isofile", "preloading", "sources.urls", "storagedaemon"},
+    "serve": COMMON | {"stack", "frontends", "logs", "background", "preloading", "storagedaemon"},
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},
     "frontends": COMMON,
     "formats": COMMON,
