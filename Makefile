@@ -31,7 +31,7 @@ step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 demo: venv
 	@$(BIN)/lazyfs demo
 
-test: packages-test check
+test: packages-test packages-guest check
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-guest: packages-test packages-guest .venv/with-tests

@@ -90,9 +90,9 @@ def test_readers_wait_for_the_repair_of_a_daemon_that_was_killed(
     assert attached.detach().code == 0
 
 
-def test_an_outage_of_20_seconds_fails_no_read(place: Place, disks: Disks, *, long: bool) -> None:
+def test_an_outage_of_the_server_fails_no_read(place: Place, disks: Disks, *, long: bool) -> None:
     image = disks.random()
-    outage = 50 if long else 20  # seconds; the kernel's own timer would give up after 30
+    outage = 50 if long else 8  # seconds; the kernel's own timer would give up after 30
     with Nginx(disks.root) as server:
         attached = place.attach(
             "--block-size", "4K", "--readahead", "0", url(server, image), troubled=True
@@ -107,23 +107,6 @@ def test_an_outage_of_20_seconds_fails_no_read(place: Place, disks: Disks, *, lo
     assert result.all_right
     assert result.longest > outage / 2  # somebody did wait
     assert attached.detach().code == 0
-
-
-def test_on_a_signal_it_detaches_what_is_free_and_keeps_what_is_in_use(
-    place: Place, disks: Disks, nginx: Nginx
-) -> None:
-    guest = place.guest
-    attached = place.attach(url(nginx, disks.partitioned()))
-    daemon = attached.daemon()
-    directory = attached.mount("squashfs", "p2")
-    guest.run_well("kill", "-TERM", daemon)
-    said = f"not ending on SIGTERM: .* is mounted on {directory}"
-    guest.eventually("grep", "-q", said, f"{place.directory}/log", what="it says why it goes on")
-    guest.run_well("sh", "-c", f"cat {directory}/*.bin >/dev/null")
-    attached.umount()
-    guest.run_well("kill", "-TERM", daemon)
-    guest.eventually("test", "!", "-e", f"/proc/{daemon}", what="it has ended")
-    assert f"nothing is attached to {attached.device}" in attached.detach().err
 
 
 def test_a_guest_with_a_mounted_device_goes_down_in_time(

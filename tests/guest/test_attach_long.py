@@ -13,6 +13,23 @@ from .test_attach import url
 CUT = Path(__file__).with_name("cut.py")
 
 
+def test_on_a_signal_it_detaches_what_is_free_and_keeps_what_is_in_use(
+    place: Place, disks: Disks, nginx: Nginx
+) -> None:
+    guest = place.guest
+    attached = place.attach(url(nginx, disks.partitioned()))
+    daemon = attached.daemon()
+    directory = attached.mount("squashfs", "p2")
+    guest.run_well("kill", "-TERM", daemon)
+    said = f"not ending on SIGTERM: .* is mounted on {directory}"
+    guest.eventually("grep", "-q", said, f"{place.directory}/log", what="it says why it goes on")
+    guest.run_well("sh", "-c", f"cat {directory}/*.bin >/dev/null")
+    attached.umount()
+    guest.run_well("kill", "-TERM", daemon)
+    guest.eventually("test", "!", "-e", f"/proc/{daemon}", what="it has ended")
+    assert f"nothing is attached to {attached.device}" in attached.detach().err
+
+
 def test_without_a_repair_reads_fail_and_a_late_repair_still_helps(
     place: Place, disks: Disks, nginx: Nginx
 ) -> None:
