@@ -22,6 +22,7 @@ from lazyfs.frontends.nbdkernel import AnyControl, KernelDevice
 from lazyfs.options import DaemonOptions, OnChange
 from lazyfs.preloading import preload
 from lazyfs.stack import Image, open_stack
+from lazyfs.steering import Place, let_steer
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
                 nursery.start_soon(preload, image, options.preload, _budget(options))
                 await trio.to_thread.run_sync(tune, device.index)
                 await trio.to_thread.run_sync(scan_partitions, device.index)
+                let_steer(Place("nbd", device.path), stack.images, nursery, closing)
                 print(device.path, flush=True)
                 logs.use(log_handler, options.log.level)
                 ready()

@@ -7,6 +7,7 @@ The tree::
     +-- MountError                 the mount point or FUSE cannot be used
     +-- ServeError                 the place to serve cannot be used
     +-- DeviceError                a block device cannot be attached, kept or detached
+    +-- ControlError               a running daemon cannot be reached, or refuses what it is asked
     +-- ToolMissing                a program that this command needs is not installed
     +-- ProgramFailed              a program of the system could not do what it was asked
     +-- OutputError                what a command makes cannot be written
@@ -75,6 +76,10 @@ class ServeError(LazyfsError):
 
 class DeviceError(LazyfsError):
     pass
+
+
+class ControlError(LazyfsError):
+    """A running daemon cannot be reached, or refuses what it is asked."""
 
 
 class ToolMissing(LazyfsError):

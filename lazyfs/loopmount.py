@@ -24,7 +24,7 @@ from lazyfs.frontends.loop import (
     kinds_that_would_die,
 )
 from lazyfs.leftovers import RUNTIME, answers, clear_away
-from lazyfs.mount import mount
+from lazyfs.mount import Use, mount
 from lazyfs.mounts import mount_on
 from lazyfs.options import MountOptions, OnChange
 
@@ -55,7 +55,7 @@ def loop_mount(
     inner = Path(tempfile.mkdtemp(prefix="loop-", dir=RUNTIME))
     file = inner / options.images[0].name
 
-    async def use() -> None:
+    async def begin() -> None:
         if dead is None:
             await trio.to_thread.run_sync(_attach_and_mount, file, options.mountpoint, loop)
         else:
@@ -65,6 +65,7 @@ def loop_mount(
     if loop.repair:
         cache = replace(options.cache, on_change=OnChange.FAIL, must_exist=True)
         options = replace(options, cache=cache)
+    use = Use(begin, "loop", options.mountpoint)
     return mount(replace(options, mountpoint=inner), report, use)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,25 +29,34 @@ from lazyfs.options import MountOptions
 from lazyfs.preloading import preload
 from lazyfs.sources import urls
 from lazyfs.stack import Image, Stack, open_stack
+from lazyfs.steering import Place, let_steer
 
 log = logging.getLogger(__name__)
 
 _ENDING = signal.SIGTERM, signal.SIGINT
 
 
+@dataclass(frozen=True)
+class Use:
+    """The one use that a mount is made for.
+
+    ``begin`` is called when the image can be read, and before the caller is told so; when what it
+    has opened is closed again, the mount ends, and its mount point, which belongs to it, is
+    removed. ``front_end`` and ``where``: what the user knows of it.
+    """
+
+    begin: Callable[[], Awaitable[None]]
+    front_end: str
+    where: Path
+
+
 def mount(
-    options: MountOptions,
-    report: Callable[[LazyfsError], int],
-    use: Callable[[], Awaitable[None]] | None = None,
+    options: MountOptions, report: Callable[[LazyfsError], int], use: Use | None = None
 ) -> int:
     """Mount and serve; returns the exit code for the shell.
 
     In the background unless ``options.foreground``. ``report`` tells the user of an error that
     comes before the image is readable, and says the exit code for it.
-
-    ``use``: the one user that the mount is made for. It is called when the image can be read, and
-    before the caller is told so; when what it has opened is closed again, the mount ends, and its
-    mount point, which belongs to it, is removed.
     """
     check_mountpoint(options)
 
@@ -70,7 +80,7 @@ def mount(
 def _run_to_the_end(
     options: MountOptions,
     ready: Callable[[], None],
-    use: Callable[[], Awaitable[None]] | None,
+    use: Use | None,
 ) -> None:
     try:
         trio.run(_serve, options, ready, use)
@@ -109,7 +119,7 @@ def check_mountpoint(options: MountOptions) -> None:
 async def _serve(
     options: MountOptions,
     ready: Callable[[], None],
-    use: Callable[[], Awaitable[None]] | None,
+    use: Use | None,
 ) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     failure: LazyfsError | None = None
@@ -135,8 +145,9 @@ async def _serve(
                 end = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
                 nursery.start_soon(end, nursery.cancel_scope)
                 _start_serving(nursery, options, stack, fuse_mount)
+                let_steer(_place(options, use), stack.images, nursery, closing)
                 if use is not None:
-                    await use()
+                    await use.begin()
                     nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
                 for image in () if options.browse else stack.images:
                     file = options.mountpoint if single else options.mountpoint / image.name
@@ -153,6 +164,12 @@ async def _serve(
     if failure is not None:
         raise failure
     log.info("%s is unmounted", options.mountpoint)
+
+
+def _place(options: MountOptions, use: Use | None) -> Place:
+    if use is None:
+        return Place("fuse", str(options.mountpoint))
+    return Place(use.front_end, str(use.where))
 
 
 def _start_serving(

@@ -22,6 +22,7 @@ from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket
 from lazyfs.options import DaemonOptions
 from lazyfs.preloading import preload
 from lazyfs.stack import Stack, open_stack
+from lazyfs.steering import Place, let_steer
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class _Life:
             nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
             try:
                 self._start(nursery, stack)
+                let_steer(Place("serve", self._where()), stack.images, nursery, saved)
                 logs.use(handler, self._options.log.level)
                 self._announce(stack)
             except LazyfsError as error:
@@ -171,6 +173,10 @@ class _Life:
             nursery.start_soon(server.listen, listeners)
         if self._options.command is not None:
             nursery.start_soon(self._run_command, self._options.command, nursery.cancel_scope)
+
+    def _where(self) -> str:
+        """The first URI; empty when the only client is there already."""
+        return uri(self._listeners[0], tls=self._tls is not None) if self._listeners else ""
 
     def _announce(self, stack: Stack) -> None:
         """Say that clients may come, and where. Raises ServeError."""

@@ -45,8 +45,8 @@ class Image:
     ``key``: the name of its cache. ``unrecorded``: the same Device for those whose reads are no use
     of the image. ``local_copy``: the file that holds the whole image once it is
     complete; ``notebook``: the file in which its catalog is remembered; None without a cache on
-    disk. ``beside``: fetches the file whose URL is the image's with this ending; at most so many
-    bytes; None if there is none. It raises a SourceError.
+    disk. ``cache``: for those who steer it. ``beside``: fetches the file whose URL is the image's
+    with this ending; at most so many bytes; None if there is none. It raises a SourceError.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Image:
     key: str
     device: Device
     unrecorded: Device
+    cache: BlockCache
     mtime: float
     local_copy: Path | None
     notebook: Path | None
@@ -112,6 +113,7 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
                     key=urls.cache_key(wanted.url),
                     device=device,
                     unrecorded=unrecorded,
+                    cache=cache,
                     mtime=_mtime(cache.identity),
                     local_copy=copy,
                     notebook=notebook_of(options.cache, wanted.url),

@@ -21,6 +21,7 @@ from lazyfs.cache.counts import Counts
 from lazyfs.cache.fill import FillPolicy
 from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
+from lazyfs.cache.state import CacheState
 from lazyfs.cache.store import Store
 from lazyfs.device import Identity, Lane, Link, Priority, Source, Statistics
 from lazyfs.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
@@ -77,10 +78,13 @@ class BlockCache:
             self._arrived_all.set()
         self._complete = trio.Event()
         self._fill = FillPolicy(fill_rate)
+        self._going_on = trio.Event()  # not set while nothing may be fetched that nobody waits for
+        self._going_on.set()
         self._backoff = Backoff(timeout)
         self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
         self._resume_at = 0.0  # trio time before which nothing is asked
         self._last_failure: LazyfsError | None = None  # None while all goes well
+        self._failing_since = 0.0  # trio time
         self._said = logging.NOTSET  # the highest level at which it was logged
         self._unsynced = False
         self._counts = Counts(store.present.block_count)
@@ -176,6 +180,33 @@ class BlockCache:
             round_trip=self.link.round_trip,
         )
 
+    # Steering
+
+    def state(self) -> CacheState:
+        now, failure = trio.current_time(), self._last_failure
+        return CacheState(
+            flow=self._counts.flow.rate(now),
+            trouble=failure.message if failure else "",
+            trouble_for=now - self._failing_since if failure else 0.0,
+            complete=self._complete.is_set(),
+            filling=self._filling and not self._plan.complete,
+            paused=not self._going_on.is_set(),
+            fill_rate=self._fill.rate,
+        )
+
+    def pause(self) -> None:
+        """Fetch nothing that nobody waits for, but what is read ahead of a reader."""
+        if self._going_on.is_set():
+            self._going_on = trio.Event()
+
+    def resume(self) -> None:
+        """Go on with what ``pause`` has stopped."""
+        self._going_on.set()
+
+    def limit_rate(self, rate: float | None) -> None:
+        """The most bytes a second that fill may fetch from now on; None for no limit."""
+        self._fill.rate = rate
+
     async def aclose(self) -> None:
         """Save what is not saved yet, and let go of the cache. ``run`` must have ended."""
         with trio.CancelScope(shield=True):
@@ -201,6 +232,8 @@ class BlockCache:
         """Start fetches of these priorities as work and lanes turn up."""
         while True:
             await self._wait_for_work(priorities)
+            if priorities is _PRELOAD:
+                await self._going_on.wait()
             lane = await self._source.lane(priorities[0])
             fetches = self._take_some(priorities, lane)
             if not fetches:
@@ -216,6 +249,7 @@ class BlockCache:
         """Start fetches of the fill when that delays nobody; see ``fill.py``."""
         while True:
             await self._wait_for_work(_FILL)
+            await self._going_on.wait()
             await trio.sleep_until(self._fill.ready_at())
             beside = await self._wait_for_turn()
             lane = await self._source.lane(Priority.FILL)
@@ -324,6 +358,7 @@ class BlockCache:
         pending = bytearray()
         async for piece in pieces:
             self._counts.fetched += len(piece)
+            self._counts.flow.received(trio.current_time(), len(piece))
             pending += piece
             whole = self._whole_blocks(fetch, len(pending))
             if whole:
@@ -507,6 +542,8 @@ class BlockCache:
 
     def _failed(self, error: LazyfsError, level: int, what_next: str = "") -> None:
         self._counts.failures += 1
+        if self._last_failure is None:
+            self._failing_since = trio.current_time()
         self._last_failure = error
         self._say(error, level, what_next)
 

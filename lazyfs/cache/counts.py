@@ -1,7 +1,26 @@
 """What a cache has done, counted; and whether prefetch was worth it. Pure."""
 
+from math import exp
+
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.ranges import Span
+
+_MEMORY = 2.0  # seconds over which the flow is smoothed
+
+
+class Flow:
+    """Bytes a second, lately: what came long ago counts for less and less. Times in seconds."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._at = 0.0
+
+    def received(self, now: float, length: int) -> None:
+        self._rate = self.rate(now) + length / _MEMORY
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        return self._rate * exp((self._at - now) / _MEMORY)
 
 
 class Counts:
@@ -11,6 +30,7 @@ class Counts:
         self.wanted = self.hits = self.misses = 0
         self.fetched = self.prefetched = 0
         self.requests = self.under_way = self.failures = self.damaged = self.evicted = 0
+        self.flow = Flow()
         self._unused = Bitmap(block_count)  # prefetched, and not read yet
 
     @property

@@ -29,7 +29,7 @@ class FillPolicy:
     """The pace of one image's fill. ``rate``: bytes a second, None for as fast as it goes."""
 
     def __init__(self, rate: float | None = None) -> None:
-        self._rate = rate
+        self.rate = rate
         self._paid_at = 0.0
         self._failures = 0
         self._demand_at = float("-inf")
@@ -60,8 +60,8 @@ class FillPolicy:
 
     def asked(self, now: float, length: int) -> None:
         """A request for ``length`` bytes is sent."""
-        if self._rate:
-            self._paid_at = max(now, self._paid_at) + length / self._rate
+        if self.rate:
+            self._paid_at = max(now, self._paid_at) + length / self.rate
 
     def length(self, now: float, link: Link, full: int, *, beside: bool) -> int:
         """Bytes that the next request may ask for; ``full`` is what a request may have at all."""
@@ -69,6 +69,6 @@ class FillPolicy:
         if not self.calm(now):
             share = BESIDE if beside else ALONE
             length = max(SHORTEST, int(share * link.bandwidth_delay))
-        if self._rate:
-            length = min(length, max(SHORTEST, int(self._rate)))
+        if self.rate:
+            length = min(length, max(SHORTEST, int(self.rate)))
         return min(length, full)

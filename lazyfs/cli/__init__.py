@@ -18,11 +18,18 @@ COMMANDS = {
     "cp": "copy files out of an ISO image",
     "demo": "a tour with no network at all",
     "detach": "detach what attach attached",
+    "fill": "fetch all the rest of a mounted image",
     "info": "show what an image is, and what its server can do",
     "loop": "mount the filesystem that is in an image",
     "ls": "show what is in an ISO image",
+    "map": "show which parts of an image are here",
+    "pause": "fetch nothing that nobody waits for",
     "profile": "look at profiles, and make one of several",
+    "rate": "limit how fast the rest is fetched",
+    "resume": "go on with what was paused",
     "serve": "serve images to NBD clients",
+    "status": "show what runs, and how it is doing",
+    "stop": "end a daemon, unless it is in use",
     "umount": "unmount what lazyfs mounted",
 }
 

@@ -1,8 +1,6 @@
 """``lazyfs cp IMAGE PATH... DEST``: files out of an ISO image."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from lazyfs.access import OpenImage, with_image
@@ -15,6 +13,7 @@ from lazyfs.cli.common import (
     stack_options,
 )
 from lazyfs.cli.parser import Parser
+from lazyfs.cli.terminal import progress
 from lazyfs.errors import UsageError
 from lazyfs.extraction import Copier, CopyOptions
 
@@ -39,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
                 tree = await tree_of(image.device, image.notebook)
             else:
                 tree = await tree_with(image.device, image.notebook, paths)
-        with _progress() as (expect, advance):
+        with progress() as bar:
             options = CopyOptions(given.recursive, given.preserve)
-            copier = Copier(image.device, tree, options, advance)
-            expect(copier.size_of(paths))
+            copier = Copier(image.device, tree, options, bar.advance)
+            bar.expect(copier.size_of(paths))
             await copier.copy(paths, Path(destination))
         return copier.failed
 
@@ -64,18 +63,3 @@ def _parser() -> Parser:
     add("-p", "--preserve", action="store_true", help="keep modes and times (as root: owners)")
     add_source_options(parser)
     return parser
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """A bar on a terminal, nothing elsewhere: told first how many bytes, then of each piece."""
-    if not sys.stderr.isatty():
-        yield (lambda _: None), (lambda _: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield (lambda total: bar.update(task, total=total)), (lambda n: bar.advance(task, n))

@@ -5,7 +5,8 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from lazyfs.errors import OutputError
 from lazyfs.iso.tree import Kind, Node
@@ -50,6 +51,37 @@ def printing() -> Iterator[None]:
     except OSError as error:
         give_up_stdout()
         raise OutputError(f"the output cannot be written: {error.strerror}") from error
+
+
+class Bar:
+    """A bar that shows how many bytes of how many are done."""
+
+    def __init__(self, update: Callable[..., None]) -> None:
+        """``update``: takes ``total``, ``advance`` and ``completed``, as rich's bars do."""
+        self._update = update
+
+    def expect(self, total: int) -> None:
+        self._update(total=total)
+
+    def advance(self, length: int) -> None:
+        self._update(advance=length)
+
+    def at(self, done: int) -> None:
+        self._update(completed=done)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Bar]:
+    """A bar on stderr while the block lasts; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield Bar(lambda **_: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield Bar(partial(bars.update, bars.add_task("", total=None)))
 
 
 def give_up_stdout() -> None:

@@ -54,13 +54,17 @@ MAY_IMPORT = {
         "errors",
         "sources.urls",
         "demo",
+        "control",
     },
     "attach": COMMON
-    | {"stack", "frontends", "logs", "background", "preloading", "detach", "storagedaemon"},
+    | {"stack", "frontends", "logs", "background", "preloading", "detach", "storagedaemon"}
+    | {"steering"},
     "detach": COMMON | {"frontends"},
     "storagedaemon": {"errors"},
     "caches": COMMON | {"cache", "sources.urls"},
     "access": COMMON | {"stack", "sources"},
+    "control": COMMON,
+    "steering": COMMON | {"control", "frontends", "stack"},
     "catalogs": COMMON | {"iso"},
     "isofile": COMMON | {"iso"},
     "extraction": COMMON | {"iso", "isofile"},
@@ -73,9 +77,10 @@ MAY_IMPORT = {
     "programs": {"errors"},
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
     "mount": COMMON
-    | {"stack", "frontends", "logs", "background", "control", "handover"}
+    | {"stack", "frontends", "logs", "background", "steering", "handover"}
     | {"catalogs", "iso", "isofile", "preloading", "sources.urls", "storagedaemon"},
-    "serve": COMMON | {"stack", "frontends", "logs", "background", "preloading", "storagedaemon"},
+    "serve": COMMON
+    | {"stack", "frontends", "logs", "background", "preloading", "storagedaemon", "steering"},
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},
     "frontends": COMMON,
     "formats": COMMON,
@@ -83,7 +88,6 @@ MAY_IMPORT = {
     "prefetch": COMMON,
     "cache": COMMON,
     "sources": COMMON,
-    "control": COMMON,
     "protocols": {"errors"},
     "logs": {"options", "errors", "texts"},
     "background": set(),
@@ -108,6 +112,8 @@ PURE = (
     "cache/plan.py",
     "cache/retry.py",
     "testing/damage.py",
+    "cache/state.py",
+    "protocols/control.py",
     "protocols/nbd.py",
     "protocols/nbdclient.py",
     "protocols/nbdnetlink.py",

@@ -1,0 +1,48 @@
+"""``lazyfs fill WHERE``: fetch all the rest of a mounted image."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from lazyfs.cli.parser import Parser
+from lazyfs.cli.steer import images_of, parser
+from lazyfs.cli.terminal import progress
+from lazyfs.control import Daemon, daemon_at
+from lazyfs.errors import ControlError
+
+_LOOK = 0.5  # seconds between two looks
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: with --wait, 1 if it did not become complete."""
+    given = _parser().parse_args(arguments)
+    daemon = daemon_at(given.where)
+    daemon.ask("fill")
+    return _wait(daemon) if given.wait else 0
+
+
+def _parser() -> Parser:
+    made = parser("fill", "Fetch all the rest of an image, when nobody waits.", "--wait /mnt/img")
+    made.add_argument("--wait", action="store_true", help="until all of it is here, and right")
+    return made
+
+
+def _wait(daemon: Daemon) -> int:
+    """Look until all images are complete. A daemon that ends with its task done has handed over."""
+    images = images_of(daemon)
+    with progress() as bar:
+        bar.expect(sum(image["size"] for image in images))
+        while not all(image["complete"] for image in images):
+            stopped = [i for i in images if not i["filling"] and i["cached"] < i["size"]]
+            if stopped:
+                print(f"lazyfs: {stopped[0]['url']}: the fill has stopped", file=sys.stderr)
+                return 1
+            bar.at(sum(image["cached"] for image in images))
+            time.sleep(_LOOK)
+            try:
+                images = images_of(daemon)
+            except ControlError:
+                if all(image["cached"] == image["size"] for image in images):
+                    return 0
+                raise
+    return 0

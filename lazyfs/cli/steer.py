@@ -1,0 +1,27 @@
+"""What the commands that steer a running daemon share: they name it, and send it one command."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lazyfs.cli.parser import Parser
+from lazyfs.control import Daemon, daemon_at
+
+
+def parser(name: str, what: str, example: str) -> Parser:
+    """A parser for a command that is told which daemon is meant."""
+    made = Parser(f"lazyfs {name}", what, f"example:\n  lazyfs {name} {example}\n")
+    made.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
+    return made
+
+
+def tell(name: str, what: str, arguments: Sequence[str], **fields: Any) -> int:
+    """A command with nothing to say but WHERE; returns the exit code."""
+    given = parser(name, what, "/mnt/img").parse_args(arguments)
+    daemon_at(given.where).ask(name, **fields)
+    return 0
+
+
+def images_of(daemon: Daemon) -> list[dict[str, Any]]:
+    """How the images of a daemon are doing now. Raises ControlError."""
+    found: list[dict[str, Any]] = daemon.ask("status")["images"]
+    return found
