@@ -319,7 +319,8 @@ class Cell:
         again.values = self._finish(work.start("nbdcopy", uri=target, size=size))
         again.traffic = asdict(way.traffic().since(first))
         again.peak_memory = self._tool.peak_memory()
-        self._following(BLOCKS).values = self._finish(work.start("nbd_reads", uri=target))
+        reads = self._following(BLOCKS)
+        reads.values = self._finish(work.start("nbd_reads", uri=target))
 
     def _job(self) -> work.Result:
         result = self._job_in_tree() if self._tool.mounts_tree else self._job_on_file()

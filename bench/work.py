@@ -221,7 +221,8 @@ def nbd_reads(uri: str) -> Result:
     """Read blocks of an export at random places, one after another, for some seconds."""
     options = ["--name=r", "--ioengine=nbd", f"--uri={uri}", "--rw=randread", f"--bs={BLOCK}"]
     often = ["--iodepth=1", "--time_based", "--runtime=3", "--output-format=json"]
-    found = json.loads(system.run(["fio", *options, *often], 60))
+    said = system.run(["fio", *options, *often], 60)
+    found = json.loads(said[said.index("{") :])  # a line of text comes first
     return {"ms": found["jobs"][0]["read"]["clat_ns"]["percentile"]["50.000000"] / 1e6}
 
 
