@@ -19,6 +19,7 @@ from lazyfs.background import run_in_background
 from lazyfs.errors import LazyfsError, ServeError, UsageError
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
+from lazyfs.frontends.nbdtls import TlsOptions, tls_context
 from lazyfs.options import DaemonOptions
 from lazyfs.preloading import preload
 from lazyfs.stack import Stack, open_stack
@@ -27,17 +28,6 @@ from lazyfs.steering import Place, let_steer
 log = logging.getLogger(__name__)
 
 _ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-
-
-@dataclass(frozen=True)
-class TlsOptions:
-    """``directory``: holds server-cert.pem and server-key.pem.
-
-    ``verify_peer``: whether clients must have a certificate that ca-cert.pem there vouches for.
-    """
-
-    directory: Path
-    verify_peer: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +59,7 @@ def serve(options: ServeOptions, report: Callable[[LazyfsError], int]) -> int:
     passed = passed_sockets()
     if not (options.unix or options.tcp or options.single or options.command or passed):
         raise UsageError("where to serve is not said", "give --unix PATH or --tcp PORT")
-    tls = _tls_context(options.tls) if options.tls else None
+    tls = tls_context(options.tls) if options.tls else None
     if options.single or options.command or passed:
         options = replace(options, foreground=True)
 
@@ -222,24 +212,3 @@ async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -
     number = await anext(aiter(signals))
     log.info("ending on %s", signal.Signals(number).name)
     scope.cancel()
-
-
-def _tls_context(options: TlsOptions) -> ssl.SSLContext:
-    """TLS with the certificates in a directory, named as nbdkit and qemu name them.
-
-    Raises UsageError.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    directory = options.directory
-    try:
-        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
-        if options.verify_peer:
-            context.load_verify_locations(directory / "ca-cert.pem")
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:  # of which ssl's own are a kind
-        raise UsageError(
-            f"the certificates in {directory} cannot be used: {error.strerror or error}",
-            "it needs server-cert.pem and server-key.pem; for --tls-verify-peer ca-cert.pem too",
-        ) from error
-    return context

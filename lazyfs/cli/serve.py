@@ -35,9 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     _check(given)
     options = daemon_options(given, images_at(given.where, given.name))
     hide_secrets(["serve", *(image.url for image in options.images)])
-    from lazyfs.serve import ServeOptions, TlsOptions, serve
+    from lazyfs.frontends.nbdtls import TlsOptions
+    from lazyfs.serve import ServeOptions, serve
 
-    certificates = given.tls_certificates
+    tls = TlsOptions(given.tls_certificates, given.tls_verify_peer, given.tls_psk)
     return serve(
         ServeOptions(
             **vars(options),
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             tcp=given.tcp,
             single=given.single,
             command=given.run,
-            tls=TlsOptions(certificates, given.tls_verify_peer) if certificates else None,
+            tls=tls if tls.certificates or tls.keys else None,
             allow_plain=given.allow_plain,
             pid_file=given.pidfile,
         ),
@@ -65,6 +66,7 @@ def _parser() -> Parser:
     add("--run", metavar="COMMAND", help="end with this command, which finds us by $uri")
     add("-P", "--pidfile", metavar="FILE", type=absolute, help="write the process id there")
     add("--tls-certificates", metavar="DIR", type=absolute, help="serve nothing without TLS")
+    add("--tls-psk", metavar="FILE", type=absolute, help="the same, with keys instead")
     add("--tls-verify-peer", action="store_true", help="ask clients for certificates too")
     add("--allow-plain", action="store_true", help="serve other machines without TLS")
     add_options(parser)
@@ -77,6 +79,8 @@ def _check(given: "Namespace") -> None:
         raise UsageError("-s serves stdin and nothing else", "leave out --unix, --tcp and --run")
     if given.tls_verify_peer and not given.tls_certificates:
         raise UsageError("--tls-verify-peer needs TLS", "give --tls-certificates")
+    if given.tls_psk and given.tls_certificates:
+        raise UsageError("keys or certificates, not both", "leave one of them out")
 
 
 def _parse_tcp(text: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def test_with_verify_peer_a_client_needs_a_certificate(
         for place, works in ((authority.directory, True), (stranger, False)):
             uri = f"nbds+unix://localhost/?tls-certificates={place}&socket={server.socket}"
             assert (run(["nbdinfo", "--size", uri]).returncode == 0) is works
+
+
+def test_with_keys_a_client_needs_the_right_one(lab: Lab, disk: Disk, tmp_path: Path) -> None:
+    """Where Python knows of such keys; elsewhere it says so."""
+    need_tool("nbdinfo", "libnbd-bin")
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    right.write_text(f"alice:{'5a' * 32}\n")
+    wrong.write_text(f"alice:{'a5' * 32}\n")
+    if sys.version_info < (3, 13):
+        done = lab.start("serve", "--unix", tmp_path / "s", "--tls-psk", right, disk.url)
+        assert done.returncode == 2
+        assert "--tls-psk needs Python 3.13" in done.stderr
+        return
+    with serving(lab, "--tls-psk", str(right), disk.url) as server:
+        for keys, works in ((right, True), (wrong, False)):
+            uri = f"nbds+unix://alice@/?tls-psk-file={keys}&socket={server.socket}"
+            assert (run(["nbdinfo", "--size", uri]).returncode == 0) is works
+        assert run(["nbdinfo", uri_of(server.socket)]).returncode != 0
 
 
 def test_lazyfs_reads_from_lazyfs_over_tls(

@@ -1,0 +1,84 @@
+"""TLS for an NBD server: by certificates, or by keys that both sides know."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyfs.errors import UsageError
+
+_HINT = "lazyfs"
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """``certificates``: a directory with the certificates, named as nbdkit and qemu name them.
+
+    ``verify_peer``: whether clients need one too. ``keys``: instead of all that, a file with lines
+    ``NAME:KEY``, keys in hexadecimal, as psktool(1) writes them.
+    """
+
+    certificates: Path | None = None
+    verify_peer: bool = False
+    keys: Path | None = None
+
+
+def tls_context(options: TlsOptions) -> ssl.SSLContext:
+    """What to encrypt with. Raises UsageError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if options.certificates is not None:
+        _use_certificates(context, options.certificates, verify_peer=options.verify_peer)
+    elif options.keys is not None:
+        _use_keys(context, options.keys)
+    return context
+
+
+def parse_keys(text: str) -> dict[str, bytes]:
+    """The keys in a file, by the names of their users. Raises ValueError."""
+    keys = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.startswith("#"):
+            name, colon, key = line.strip().rpartition(":")
+            if not (name and colon and key):
+                raise ValueError(f"line {number} is not NAME:KEY")
+            try:
+                keys[name] = bytes.fromhex(key)
+            except ValueError:  # whose own message would repeat the key
+                raise ValueError(f"the key in line {number} is not hexadecimal") from None
+    if not keys:
+        raise ValueError("there is none in it")
+    return keys
+
+
+def _use_certificates(context: ssl.SSLContext, directory: Path, *, verify_peer: bool) -> None:
+    try:
+        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
+        if verify_peer:
+            context.load_verify_locations(directory / "ca-cert.pem")
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:  # of which ssl's own are a kind
+        raise UsageError(
+            f"the certificates in {directory} cannot be used: {error.strerror or error}",
+            "it needs server-cert.pem and server-key.pem; for --tls-verify-peer ca-cert.pem too",
+        ) from error
+
+
+def _use_keys(context: ssl.SSLContext, file: Path) -> None:
+    if not hasattr(context, "set_psk_server_callback"):
+        raise UsageError(
+            "--tls-psk needs Python 3.13 or later", "use certificates: --tls-certificates"
+        )
+    try:
+        keys: Mapping[str, bytes] = parse_keys(file.read_text())
+    except OSError as error:
+        raise UsageError(f"the keys in {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"the keys in {file} cannot be used: {error}", "make them with psktool(1)"
+        ) from error
+    # In TLS 1.3, OpenSSL and GnuTLS bind such keys to different hashes.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("PSK")
+    # Who has no key is answered with an empty one, which OpenSSL refuses.
+    context.set_psk_server_callback(lambda name: keys.get(name or "", b""), _HINT)
