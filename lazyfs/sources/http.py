@@ -42,6 +42,7 @@ from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
 from lazyfs.sources.pace import Pace
+from lazyfs.sources.tls import client_context
 
 log = logging.getLogger(__name__)
 
@@ -198,16 +199,8 @@ class HttpClient:
         raise unusable
 
     def _tls_context(self) -> ssl.SSLContext:
-        """The system's certificates (or the user's own), not a bundle carried along."""
         if self._tls is None:
-            cafile = self._options.cacert
-            try:
-                self._tls = ssl.create_default_context(cafile=str(cafile) if cafile else None)
-            except OSError as error:
-                raise UsageError(f"{cafile} cannot be used as certificates: {error}") from error
-            if self._options.insecure:
-                self._tls.check_hostname = False
-                self._tls.verify_mode = ssl.CERT_NONE
+            self._tls = client_context(self._options)
         return self._tls
 
 

@@ -7,7 +7,6 @@ The requests of all streams share the connections. Where the server says that th
 zeros, nothing is asked for.
 """
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from lazyfs.device import Identity, Priority
-from lazyfs.errors import BadAnswer, ImageChanged, LazyfsError, UsageError
+from lazyfs.errors import BadAnswer, ImageChanged, LazyfsError
 from lazyfs.options import HttpOptions
 from lazyfs.protocols import nbd
 from lazyfs.protocols.nbd import Command
@@ -23,6 +22,7 @@ from lazyfs.protocols.nbdclient import Opened, PendingRead, PendingStatus
 from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
 from lazyfs.sources.nbdconnection import Connection, Place, connect, failure
+from lazyfs.sources.tls import client_context
 from lazyfs.sources.zeros import ZeroMap
 
 _LARGEST_READ = 1 << 20  # bytes; longer ones are several requests, which may be answered at once
@@ -69,7 +69,7 @@ class NbdSource:
         self._place = Place.of(url)
         self._name = name
         self._options = options
-        self._tls = _tls_context(options) if self._place.tls else None
+        self._tls = client_context(options) if self._place.tls else None
         self._vouched = vouched
         self._identity: Identity | None = None
         self._lanes = Lanes(options.connections)
@@ -283,16 +283,3 @@ class _Batch:
         if not self._asked:
             self._asked = [await self._ask(*wanted) for wanted in self._ranges]
         return self._asked[number]
-
-
-def _tls_context(options: HttpOptions) -> ssl.SSLContext:
-    """The system's authorities, or the user's own. Raises UsageError."""
-    cafile = options.cacert
-    try:
-        context = ssl.create_default_context(cafile=str(cafile) if cafile else None)
-    except OSError as error:
-        raise UsageError(f"{cafile} cannot be used as certificates: {error}") from error
-    if options.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
