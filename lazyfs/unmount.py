@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lazyfs import programs
 from lazyfs.errors import MountError, ProgramFailed
+from lazyfs.frontends.holders import holders_of_mount
 from lazyfs.frontends.loop import backing_file, loops_below
 from lazyfs.leftovers import clear_away
 from lazyfs.mounts import KIND, Mounted, all_mounts, mount_on
@@ -38,9 +39,12 @@ def _unmount_fuse(mountpoint: Path) -> None:
                 f"{mountpoint} is in use by {', '.join(loops)}",
                 "unmount the filesystem on it first (losetup -d detaches a bare loop device)",
             ) from error
-        raise MountError(
-            f"{mountpoint} cannot be unmounted: {error.message}", f"see: fuser -vm {mountpoint}"
-        ) from error
+        holders = holders_of_mount(mountpoint)
+        if holders:
+            raise MountError(
+                f"{mountpoint} is in use: {'; '.join(holders)}", "end that, or leave the directory"
+            ) from error
+        raise MountError(f"{mountpoint} cannot be unmounted: {error.message}") from error
 
 
 def _is_loop_of_ours(mounted: Mounted) -> bool:

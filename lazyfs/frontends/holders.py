@@ -1,10 +1,12 @@
-"""Who has a block device in use, its partitions included: by /proc and sysfs, which ask nobody.
+"""Who has a block device or a mount in use: by /proc and sysfs, which ask nobody.
 
-The device itself is not opened: it may be dead, and who opens it would wait.
+The device itself is not opened, and nothing in the mount is looked at: they may be dead, and who
+asks them would wait.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.frontends.loop import backing_file
@@ -21,6 +23,16 @@ def holders(device: str, owner: str | None) -> list[str]:
     nodes = _nodes(device)
     paths = frozenset(nodes.values())
     return [*_mounts(nodes), *_stacked(paths), *_processes(paths, owner)]
+
+
+def holders_of_mount(mountpoint: Path) -> list[str]:
+    """Everybody who has something of a mount open or works in it, for a person to read."""
+    found = []
+    for process in _all_processes():
+        held = sorted(path for path in _used_by(process) if Path(path).is_relative_to(mountpoint))
+        if held:
+            found.append(f"{_name_of(process)} (process {process.name}) uses {held[0]}")
+    return found
 
 
 def _nodes(device: str) -> dict[str, str]:
@@ -54,22 +66,44 @@ def _stacked(paths: frozenset[str]) -> Iterator[str]:
 
 def _processes(paths: frozenset[str], owner: str | None) -> Iterator[str]:
     """Processes that have one of these open; our own does not count."""
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
-        if process.name == str(os.getpid()) or (owner and (process / "task" / owner).exists()):
+    for process in _all_processes():
+        if owner and (process / "task" / owner).exists():
             continue
         held = _opened_by(process) & paths
         if held:
             yield f"{_name_of(process)} (process {process.name}) has {' '.join(sorted(held))} open"
 
 
+def _all_processes() -> list[Path]:
+    """All but our own."""
+    found = sorted(Path("/proc").glob("[0-9]*"), key=lambda process: int(process.name))
+    return [process for process in found if process.name != str(os.getpid())]
+
+
 def _opened_by(process: Path) -> set[str]:
     """What a process has open, by the names of the links alone: following one may block."""
-    found = set()
     try:
-        for link in (process / "fd").iterdir():
-            found.add(os.readlink(link))
+        return _targets((process / "fd").iterdir())
     except OSError:  # it has just ended, or is none of our business
-        pass
+        return set()
+
+
+def _used_by(process: Path) -> set[str]:
+    """The same, and where it works, and what it has mapped."""
+    places = _targets(process / name for name in ("cwd", "root", "exe"))
+    try:
+        lines = (process / "maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        lines = []
+    mapped = {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6}
+    return _opened_by(process) | places | mapped
+
+
+def _targets(links: Iterable[Path]) -> set[str]:
+    found = set()
+    for link in links:
+        with suppress(OSError):
+            found.add(os.readlink(link))
     return found
 
 
