@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from lazyfs import logs, storagedaemon
-from lazyfs.background import run_in_background
+from lazyfs.background import run_daemon
 from lazyfs.detach import detach
 from lazyfs.errors import DeviceError, LazyfsError
 from lazyfs.frontends.nbdcontrol import load_module, scan_partitions, tune
@@ -65,7 +65,7 @@ def attach(options: AttachOptions, report: Callable[[LazyfsError], int]) -> int:
             return report(error)
         return 0
 
-    return work(lambda: None) if options.foreground else run_in_background(work)
+    return run_daemon(work, foreground=options.foreground)
 
 
 def _run_to_the_end(options: AttachOptions, ready: Callable[[], None]) -> None:

@@ -1,13 +1,34 @@
-"""Going to the background: the shell gets its prompt back when the work is ready, or has failed."""
+"""Being ready: the shell gets its prompt back, or systemd is told, and the work goes on."""
 
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+log = logging.getLogger(__name__)
+
 Ready = Callable[[], None]
+
+
+def run_daemon(work: Callable[[Ready], int], *, foreground: bool) -> int:
+    """Run ``work`` here, or in the background; returns the exit code for the shell."""
+    return work(tell_systemd) if foreground else run_in_background(work)
+
+
+def tell_systemd() -> None:
+    """Say that we are ready, if a service manager wants to know it: see sd_notify(3)."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if not place.startswith(("/", "@")):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect(place.replace("@", "\0", 1) if place[0] == "@" else place)
+            manager.send(b"READY=1")
+    except OSError as error:
+        log.warning("systemd cannot be told that we are ready: %s", error.strerror)
 
 
 def run_in_background(work: Callable[[Ready], int]) -> int:
@@ -52,7 +73,7 @@ def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
         code = work(ready)
     except BaseException:
         # A defect, since work reports what it foresees. Once detached, the log has it.
-        logging.getLogger(__name__).exception("lazyfs failed in an unforeseen way")
+        log.exception("lazyfs failed in an unforeseen way")
     finally:
         sys.stderr.flush()
         os._exit(code)

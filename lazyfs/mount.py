@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from lazyfs import logs, storagedaemon
-from lazyfs.background import run_in_background
+from lazyfs.background import run_daemon
 from lazyfs.catalogs import naming, tree_of
 from lazyfs.device import Device
 from lazyfs.errors import LazyfsError, MountError, UsageError
@@ -74,7 +74,7 @@ def mount(
                     options.mountpoint.rmdir()
         return 0
 
-    return work(lambda: None) if options.foreground else run_in_background(work)
+    return run_daemon(work, foreground=options.foreground)
 
 
 def _run_to_the_end(

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from lazyfs import logs, storagedaemon
-from lazyfs.background import run_in_background
+from lazyfs.background import run_daemon
 from lazyfs.errors import LazyfsError, ServeError, UsageError
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
@@ -73,7 +73,7 @@ def serve(options: ServeOptions, report: Callable[[LazyfsError], int]) -> int:
             except LazyfsError as error:
                 return report(error)
 
-    return work(lambda: None) if options.foreground else run_in_background(work)
+    return run_daemon(work, foreground=options.foreground)
 
 
 def _run_to_the_end(life: "_Life") -> int:
