@@ -11,7 +11,8 @@ from lazyfs.errors import ControlError
 from lazyfs.protocols import control
 
 PATIENCE = 10.0  # seconds that a daemon is waited for
-_RUN, _USERS = Path("/run"), Path("/run/user")
+_RUN, _USERS = Path("/run/lazyfs"), Path("/run/user")
+_BOOT = _RUN / "run/lazyfs"  # of the daemon below a root filesystem, for which _RUN is /
 
 
 def own_socket() -> Path:
@@ -86,7 +87,7 @@ def _running() -> Iterator[Daemon]:
 
 def _own_directory() -> Path:
     if os.geteuid() == 0:
-        return _RUN / "lazyfs"
+        return _RUN
     place = os.environ.get("XDG_RUNTIME_DIR")
     if place:
         return Path(place, "lazyfs")
@@ -96,5 +97,5 @@ def _own_directory() -> Path:
 
 def _directories() -> list[Path]:
     """Where sockets may be that we can use."""
-    others = sorted(_USERS.glob("*/lazyfs")) if os.geteuid() == 0 else []
+    others = [_BOOT, *sorted(_USERS.glob("*/lazyfs"))] if os.geteuid() == 0 else []
     return [_own_directory(), *others]
