@@ -5,6 +5,9 @@ import logging
 import logging.handlers
 import os
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.errors import LogError
@@ -12,6 +15,7 @@ from lazyfs.options import DaemonOptions, LogOptions
 from lazyfs.texts import printable
 
 _SYSLOG = Path("/dev/log")
+_REMEMBERED = 50  # lines
 
 
 class _Json(logging.Formatter):
@@ -81,6 +85,30 @@ def use(handler: logging.Handler, level: int) -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("lazyfs").setLevel(level)
+
+
+class _Remembering(logging.Handler):
+    """Keeps the last lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=_REMEMBERED)
+        self.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextmanager
+def remembering() -> Iterator[Iterable[str]]:
+    """The last lines that were logged since the block began, as they are at any time."""
+    handler = _Remembering()
+    ours = logging.getLogger("lazyfs")
+    ours.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        ours.removeHandler(handler)
 
 
 def _formatted(handler: logging.Handler, options: LogOptions, plain: str) -> logging.Handler:

@@ -7,14 +7,13 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import trio
 
-from lazyfs import __version__
+from lazyfs import __version__, logs
 from lazyfs.control import own_socket
 from lazyfs.device import Priority
 from lazyfs.errors import ControlError
@@ -48,21 +47,26 @@ def let_steer(
     except ControlError as error:
         log.warning("lazyfs status will not show this: %s", error)
         return
-    nursery.start_soon(ControlServer(Steering(place, images).handlers()).listen, listener)
+    recent = closing.enter_context(logs.remembering())
+    handlers = Steering(place, images, recent).handlers()
+    nursery.start_soon(ControlServer(handlers).listen, listener)
 
 
 class Steering:
     """The commands of one daemon."""
 
-    def __init__(self, place: Place, images: Sequence[Image]) -> None:
+    def __init__(self, place: Place, images: Sequence[Image], recent: Iterable[str]) -> None:
+        """``recent``: the last lines of the log, at any time."""
         self._place = place
         self._images = images
+        self._recent = recent
 
     def handlers(self) -> Mapping[str, Handler]:
         """What to call for which command."""
         return {
             "status": self._status,
             "map": self._map,
+            "log": self._log,
             "fill": self._fill,
             "pause": self._pause,
             "resume": self._resume,
@@ -80,11 +84,15 @@ class Steering:
         }
 
     async def _map(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """What is local, in at most ``cells`` parts of equal length; each a number from 0 to 1."""
+        """What is here and what is coming, in at most ``cells`` parts of equal length."""
         cells = fields.get("cells", 1024)
         if not isinstance(cells, int) or not 1 <= cells <= _MAP_CELLS:
             raise ControlError(f"a map has 1 to {_MAP_CELLS} cells")
         return {"images": [_mapped(image, cells) for image in self._picked(fields)]}
+
+    async def _log(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """The last lines."""
+        return {"lines": list(self._recent)}
 
     async def _fill(self, fields: dict[str, Any]) -> Mapping[str, Any]:
         """Fetch all the rest, too."""
@@ -130,7 +138,7 @@ class Steering:
 
 
 def _described(image: Image) -> dict[str, Any]:
-    state, statistics = image.cache.state(), image.device.statistics()
+    state, statistics, now = image.cache.state(), image.device.statistics(), trio.current_time()
     left = statistics.size - statistics.cached
     lasting = left / state.flow if state.filling and state.flow > 1 else None
     return {
@@ -138,17 +146,15 @@ def _described(image: Image) -> dict[str, Any]:
         "url": image.url,
         **asdict(statistics),
         **asdict(state),
+        "slowest": [
+            {"ago": now - at, "offset": offset, "length": length, "seconds": seconds}
+            for at, offset, length, seconds in state.slowest
+        ],
         "seconds_left": lasting,
     }
 
 
-def _mapped(image: Image, cells: int) -> dict[str, Any]:
-    """How much of each part of an image is local."""
-    size = image.device.identity.size
-    cells = min(cells, size)
-    edges = [number * size // cells for number in range(cells + 1)]
-    shares = []
-    for start, stop in pairwise(edges):
-        here = sum(length for length, local in image.device.cached(start, stop - start) if local)
-        shares.append(round(here / (stop - start), 3))
-    return {"name": image.name, "size": size, "local": shares}
+def _mapped(image: Image, count: int) -> dict[str, Any]:
+    """Each part as [local, ahead, coming]."""
+    cells = image.cache.cells(count)
+    return {"name": image.name, "size": image.device.identity.size, "cells": cells}

@@ -99,6 +99,10 @@ class Bitmap:
         short = (last + 1) * block_size - size if last >= 0 and last in self else 0
         return self._count * block_size - short
 
+    def count_in(self, blocks: Span) -> int:
+        """How many blocks of the span are in the set."""
+        return self._bits.count(1, blocks.start, blocks.stop)
+
     def covers(self, blocks: Span) -> bool:
         """Whether every block of the span is in the set."""
         return self._bits.find(0, blocks.start, blocks.stop) < 0

@@ -21,7 +21,7 @@ from lazyfs.cache.counts import Counts
 from lazyfs.cache.fill import FillPolicy
 from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
-from lazyfs.cache.state import CacheState
+from lazyfs.cache.state import CacheState, Cell, cells_of
 from lazyfs.cache.store import Store
 from lazyfs.device import Identity, Lane, Link, Priority, Source, Statistics
 from lazyfs.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
@@ -117,7 +117,10 @@ class BlockCache:
             self._counts.hits += 1
         else:
             self._counts.misses += 1
+            began = trio.current_time()
             await self._make_ready(blocks)
+            now = trio.current_time()
+            self._counts.slowest.note(now, span.start, span.length, now - began)
         self._counts.prefetch_used(blocks)
         try:
             return self._store.read(span)
@@ -192,7 +195,12 @@ class BlockCache:
             filling=self._filling and not self._plan.complete,
             paused=not self._going_on.is_set(),
             fill_rate=self._fill.rate,
+            slowest=tuple(self._counts.slowest.lately(now)),
         )
+
+    def cells(self, count: int) -> list[Cell]:
+        """The image in ``count`` parts, or fewer."""
+        return cells_of(count, self._plan.present, self._counts, self._plan.under_way)
 
     def pause(self) -> None:
         """Fetch nothing that nobody waits for, but what is read ahead of a reader."""

@@ -167,6 +167,11 @@ class Plan:
         return self.present.count == self.present.block_count
 
     @property
+    def under_way(self) -> Iterable[int]:
+        """The blocks that have been asked for, and have not come."""
+        return self._under_way.keys()
+
+    @property
     def quiet(self) -> bool:
         """Whether nobody waits for anything."""
         return not self._waiters

@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "serve images to NBD clients",
     "status": "show what runs, and how it is doing",
     "stop": "end a daemon, unless it is in use",
+    "top": "watch a daemon at work",
     "umount": "unmount what lazyfs mounted",
 }
 

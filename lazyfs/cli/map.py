@@ -1,20 +1,22 @@
 """``lazyfs map WHERE``: which parts of an image are here."""
 
 import shutil
-import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
+from lazyfs.cli import heatmap
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import for_stdout, printing
+from lazyfs.cli.terminal import for_stdout, is_utf8, printing
 from lazyfs.control import daemon_at
 from lazyfs.errors import OutputError
 from lazyfs.options import format_size
 
-_SHADES, _ASCII = " ░▒▓█", " .:+#"
 _ROWS = 16
 _SIDE = 8  # pixels of a cell
 
@@ -26,13 +28,13 @@ def main(arguments: Sequence[str]) -> int:
     if given.svg is not None:
         _draw(given.svg, images)
         return 0
-    encoding = (sys.stdout.encoding or "").lower()
-    shades = _SHADES if encoding.startswith("utf") else _ASCII
+    console = Console(highlight=False, width=width + 2)
     with printing():
         for image in images:
             print(for_stdout(f"{image['name']}  {format_size(image['size'])}"))
-            for row in _rows(image["local"], width):
-                print("|" + "".join(_shade(share, shades) for share in row).ljust(width) + "|")
+            for row in heatmap.rows(image["cells"], width, ascii_only=not is_utf8()):
+                console.print(Text.assemble("|", row, "|"))
+        print(for_stdout(heatmap.legend(ascii_only=not is_utf8())))
     return 0
 
 
@@ -40,17 +42,6 @@ def _parser() -> Parser:
     made = parser("map", "Show which parts of an image are here.", "/mnt/img")
     made.add_argument("--svg", metavar="FILE", type=Path, help="draw it into a file")
     return made
-
-
-def _rows(cells: list[float], width: int) -> list[list[float]]:
-    return [cells[start : start + width] for start in range(0, len(cells), width)]
-
-
-def _shade(share: float, shades: str) -> str:
-    """Of five, the one for this share; the first and the last only for none and all."""
-    if share in (0, 1):
-        return shades[0 if share == 0 else -1]
-    return shades[1 + int(share * (len(shades) - 2))]
 
 
 def _draw(path: Path, images: list[dict[str, Any]]) -> None:
@@ -61,13 +52,14 @@ def _draw(path: Path, images: list[dict[str, Any]]) -> None:
         title = f"{image['name']}  {format_size(image['size'])}"
         parts.append(f'<text x="0" y="{top + line - 4}">{escape(title)}</text>')
         top += line
-        for row in _rows(image["local"], width):
-            parts += [
-                f'<rect x="{x * _SIDE}" y="{top}" width="{_SIDE}" height="{_SIDE}" '
-                f'fill="#2563eb" fill-opacity="{share}"/>'
-                for x, share in enumerate(row)
-                if share
-            ]
+        for start in range(0, len(image["cells"]), width):
+            for x, (local, ahead, coming) in enumerate(image["cells"][start : start + width]):
+                colour = "#d97706" if coming else "#0ea5e9" if 2 * ahead > local else "#15803d"
+                if local or coming:
+                    parts.append(
+                        f'<rect x="{x * _SIDE}" y="{top}" width="{_SIDE}" height="{_SIDE}" '
+                        f'fill="{colour}" fill-opacity="{max(local, coming)}"/>'
+                    )
             top += _SIDE
         top += _SIDE
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * _SIDE} {top}"'

@@ -56,9 +56,13 @@ def _told(status: dict[str, Any]) -> Iterator[str]:
     yield for_stdout(f"{status['where']}  ({status['front_end']}, process {status['pid']})")
     for image in status["images"]:
         yield for_stdout(f"  {image['url']}")
-        yield f"    here      {_here(image)}"
-        yield f"    server    {_server(image)}"
-        yield f"    reads     {_reads(image)}"
+        for name, value in summary(image).items():
+            yield f"    {name:<10}{value}"
+
+
+def summary(image: dict[str, Any]) -> dict[str, str]:
+    """How an image is doing, for people: some lines, by their names."""
+    return {"here": _here(image), "server": _server(image), "reads": _reads(image)}
 
 
 def _here(image: dict[str, Any]) -> str:

@@ -18,6 +18,11 @@ def for_stdout(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
+def is_utf8() -> bool:
+    """Whether stdout takes more than ASCII."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
 def accept_any_name() -> None:
     """Let stdout take any name, also one that is no UTF-8: as the bytes that it is."""
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]  # a text file

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "caches": COMMON | {"cache", "sources.urls"},
     "access": COMMON | {"stack", "sources"},
     "control": COMMON,
-    "steering": COMMON | {"control", "frontends", "stack"},
+    "steering": COMMON | {"control", "frontends", "stack", "logs"},
     "catalogs": COMMON | {"iso"},
     "isofile": COMMON | {"iso"},
     "extraction": COMMON | {"iso", "isofile"},

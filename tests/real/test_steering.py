@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -11,13 +12,15 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from .images import MIB
-from .mounts import IS_ROOT, Lab, Mounted, finish_reading, read, start_reading
+from .mounts import IS_ROOT, LAZYFS, Lab, Mounted, finish_reading, read, start_reading
 from .servers import Answer, Scripted
 from .waiting import eventually
 
+BLOCK = 32 << 10  # bytes: the default
 
-def said(lab: Lab, *words: str | Path) -> str:
-    done = lab.start(*words)
+
+def said(lab: Lab, *words: str | Path, env: dict[str, str] | None = None) -> str:
+    done = lab.start(*words, env=env)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
@@ -152,15 +155,44 @@ def test_a_fill_that_cannot_come_to_its_end_is_said(lab: Lab, scripted: Scripted
 def test_a_map_shows_what_is_here(lab: Lab, scripted: Scripted, tmp_path: Path) -> None:
     with lab.mounted("--readahead", "0", scripted.url("image.raw")) as mounted:
         read(mounted.image, 2 * MIB, 1)
-        rows = [line[1:-1] for line in said(lab, "map", mounted.path).splitlines()[1:]]
-        assert len(rows) == 16
-        shown = "".join(rows)
-        assert shown[0] == "█"
-        assert shown[len(shown) // 2] in "░▒▓█"
-        assert set(shown) <= set(" ░▒▓█")
+        lines = said(lab, "map", mounted.path).splitlines()
+        rows = [line[1:-1] for line in lines[1:-1]]
+        shown = "".join(rows).rstrip()
+        blocks = (4 * MIB + 100) // BLOCK + 1
+        assert shown[:2] == "++", "what came with the opening was not read"
+        assert shown[2 * MIB // BLOCK] == "█"
+        assert blocks // 2 < len(shown) <= blocks
+        assert set(shown) <= set(" █+")
         said(lab, "map", "--svg", tmp_path / "map.svg", mounted.path)
     drawing = ET.parse(tmp_path / "map.svg").getroot()
     assert any(element.tag.endswith("rect") for element in drawing)
+
+
+def test_top_shows_all_that_on_one_screen(lab: Lab, scripted: Scripted) -> None:
+    env = {"COLUMNS": "80", "LINES": "24"}
+    with lab.mounted("--verbose", scripted.url("image.raw")) as mounted:
+        read(mounted.image, 2 * MIB, 4096)
+        lines = said(lab, "top", mounted.path, env=env).splitlines()
+        assert len(lines) <= 24
+        assert all(len(line) <= 80 for line in lines)
+        screen = "\n".join(lines)
+        for part in (str(mounted.path), "here ", "throughput", "slowest reads", "is mounted on"):
+            assert part in screen
+        ascii_only = said(lab, "top", mounted.path, env={**env, "PYTHONIOENCODING": "ascii"})
+        assert ascii_only.isascii()
+
+
+def test_top_ends_with_its_daemon(lab: Lab, scripted: Scripted) -> None:
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        words = shlex.join([*LAZYFS, "top", "--every", "0.1", str(mounted.path)])
+        terminal = subprocess.Popen(
+            ["script", "--quiet", "--return", "--command", words, lab.directory / "screen"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        shown = lab.directory / "screen"
+        eventually(lambda: shown.exists() and b"throughput" in shown.read_bytes(), "it is drawn")
+    assert terminal.wait(20) == 1
+    assert re.search(rb"the daemon at \S+ (has ended|cannot be asked)", shown.read_bytes())
 
 
 def test_stop_is_an_umount_that_is_refused_to_those_who_are_in_the_way(

@@ -1,0 +1,96 @@
+"""``lazyfs top WHERE``: a live screen of one daemon."""
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from lazyfs.cli import heatmap
+from lazyfs.cli.parser import Parser
+from lazyfs.cli.status import summary
+from lazyfs.cli.steer import parser
+from lazyfs.cli.terminal import is_utf8
+from lazyfs.control import Daemon, daemon_at
+from lazyfs.options import format_size
+from lazyfs.texts import printable
+
+_EVERY = 1.0  # seconds
+_BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " ._-=+*#@"
+_MAP_ROWS = 6
+_MOST_CELLS = 4096  # of a map, which the socket gives
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code. Ends with the daemon, with Ctrl-C, or at once if nobody looks on."""
+    given = _parser().parse_args(arguments)
+    daemon, history = daemon_at(given.where), deque[float](maxlen=600)
+    console = Console()
+    if not console.is_terminal:
+        console.print(_screen(daemon, history))
+        return 0
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_screen(daemon, history), refresh=True)
+            time.sleep(given.every)
+
+
+def _parser() -> Parser:
+    made = parser("top", "Watch a daemon at work, until Ctrl-C.", "/mnt/img")
+    made.add_argument("--every", metavar="SECONDS", type=float, default=_EVERY,
+                      help="how often to look (default: 1)")  # fmt: skip
+    return made
+
+
+def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
+    """All that fits on the terminal. Raises ControlError when the daemon has ended."""
+    width, height = shutil.get_terminal_size()
+    images = daemon.ask("status")["images"]
+    cells = min(_MOST_CELLS, _MAP_ROWS * (width - 2))
+    maps = {image["name"]: image["cells"] for image in daemon.ask("map", cells=cells)["images"]}
+    history.append(sum(image["flow"] for image in images))
+    parts = [Text(f"{daemon.where}  (process {daemon.status['pid']})", "bold")]
+    for image in images:
+        parts += _image(image, maps[image["name"]], width)
+    parts += _throughput(history, width)
+    parts += _slow_reads(images)
+    left = height - 1 - len(parts)
+    parts += [Text(printable(line)) for line in _log(daemon, left)]
+    for line in parts:
+        line.truncate(width)
+    return Group(*parts[: height - 1])
+
+
+def _image(image: dict[str, Any], cells: list[list[float]], width: int) -> Iterator[Text]:
+    yield Text(printable(image["url"]))
+    for name, value in summary(image).items():
+        yield Text(f"  {name:<8}{value}", "red" if image["trouble"] and name == "server" else "")
+    for row in heatmap.rows(cells, width - 2, ascii_only=not is_utf8()):
+        yield Text.assemble("|", row, "|")
+
+
+def _throughput(history: deque[float], width: int) -> list[Text]:
+    """The last minutes, the newest on the right."""
+    bars = _BARS if is_utf8() else _ASCII_BARS
+    most = max(*history, 1.0)
+    recent = list(history)[-(width - 24) :]
+    line = "".join(bars[round(rate / most * (len(bars) - 1))] for rate in recent)
+    return [Text(f"throughput, at most {format_size(int(most))}/s"), Text(line, "green")]
+
+
+def _slow_reads(images: list[dict[str, Any]]) -> list[Text]:
+    reads = [read for image in images for read in image["slowest"]]
+    if not reads:
+        return []
+    reads.sort(key=lambda read: -float(read["seconds"]))
+    told = ", ".join(f"{1000 * read['seconds']:.0f} ms" for read in reads[:5])
+    return [Text(f"slowest reads of the last minute: {told}")]
+
+
+def _log(daemon: Daemon, most: int) -> list[str]:
+    lines: list[str] = daemon.ask("log")["lines"]
+    return lines[-most:] if most > 0 else []
