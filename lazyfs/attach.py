@@ -9,12 +9,14 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
 from lazyfs import logs, storagedaemon
 from lazyfs.background import run_daemon
 from lazyfs.detach import detach
+from lazyfs.ending import signals_until_saved
 from lazyfs.errors import DeviceError, LazyfsError
 from lazyfs.frontends.nbdcontrol import load_module, scan_partitions, tune
 from lazyfs.frontends.nbdioctl import open_control
@@ -108,13 +110,14 @@ async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
             else:
                 closing.callback(device.close)
                 nursery.start_soon(answer)
-                # Until all is saved: a signal that comes late must not end us before.
-                signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
+                signals = saved.enter_context(signals_until_saved(*_ENDING))
                 nursery.start_soon(_end_on_signal, signals, device, nursery.cancel_scope)
                 nursery.start_soon(preload, image, options.preload, _budget(options))
                 await trio.to_thread.run_sync(tune, device.index)
                 await trio.to_thread.run_sync(scan_partitions, device.index)
-                let_steer(Place("nbd", device.path), stack.images, nursery, closing)
+                end = partial(trio.to_thread.run_sync, detach, device.path)
+                place = Place("nbd", (device.path,))
+                let_steer(place, stack.images, end, nursery, closing)
                 print(device.path, flush=True)
                 logs.use(log_handler, options.log.level)
                 ready()

@@ -16,10 +16,12 @@ from lazyfs import logs, storagedaemon
 from lazyfs.background import run_daemon
 from lazyfs.catalogs import naming, tree_of
 from lazyfs.device import Device
-from lazyfs.errors import LazyfsError, MountError, UsageError
+from lazyfs.ending import signals_until_saved
+from lazyfs.errors import ControlError, LazyfsError, MountError, UsageError
 from lazyfs.frontends.fuse import FuseMount, ReadOnlyFilesystem
 from lazyfs.frontends.fuseimages import ImageFile, ImageFiles
 from lazyfs.frontends.fusetree import TreeFiles
+from lazyfs.frontends.holders import holders_of_mount
 from lazyfs.frontends.loop import loops_below
 from lazyfs.handover import hand_over_when_complete
 from lazyfs.iso.tree import Node, Tree
@@ -140,12 +142,12 @@ async def _serve(
                 fuse_mount = FuseMount(options.mountpoint, filesystem, _fuse_options(options))
                 closing.callback(fuse_mount.close)
                 in_use = trio.Event()
-                # Until all is saved: a signal that comes late must not end us before.
-                signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
-                end = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
-                nursery.start_soon(end, nursery.cancel_scope)
+                signals = saved.enter_context(signals_until_saved(*_ENDING))
+                hear = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
+                nursery.start_soon(hear, nursery.cancel_scope)
                 _start_serving(nursery, options, stack, fuse_mount)
-                let_steer(_place(options, use), stack.images, nursery, closing)
+                end = partial(_end_if_unused, options.mountpoint)
+                let_steer(_place(options, use), stack.images, end, nursery, closing)
                 if use is not None:
                     await use.begin()
                     nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
@@ -168,8 +170,8 @@ async def _serve(
 
 def _place(options: MountOptions, use: Use | None) -> Place:
     if use is None:
-        return Place("fuse", str(options.mountpoint))
-    return Place(use.front_end, str(use.where))
+        return Place("fuse", (str(options.mountpoint),))
+    return Place(use.front_end, (str(use.where),))
 
 
 def _start_serving(
@@ -232,6 +234,19 @@ def _fuse_options(options: MountOptions) -> set[str]:
         shown |= {"nosuid", "nodev"} - {f"no{option}" for option in options.fuse}
     alone = options.browse and not {"allow_other", "allow_root"}.intersection(options.fuse)
     return {*options.fuse, *shown} | (set() if alone else {"default_permissions"})
+
+
+async def _end_if_unused(mountpoint: Path) -> None:
+    """End as on a signal. Raises ControlError if anybody would be in the way."""
+    holders = await trio.to_thread.run_sync(_holders, mountpoint)
+    if holders:
+        raise ControlError(f"it is in use: {'; '.join(holders)}", "end that first")
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _holders(mountpoint: Path) -> list[str]:
+    loops = [f"{loop} stands on it" for loop in loops_below(mountpoint)]
+    return loops + holders_of_mount(mountpoint)
 
 
 async def _end_on_signal(

@@ -16,6 +16,7 @@ import trio
 
 from lazyfs import logs, storagedaemon
 from lazyfs.background import run_daemon
+from lazyfs.ending import signals_until_saved
 from lazyfs.errors import LazyfsError, ServeError, UsageError
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
@@ -129,12 +130,12 @@ class _Life:
             open_stack(self._options) as stack,
             trio.open_nursery() as nursery,
         ):
-            # Until all is saved: a signal that comes late must not end us before.
-            signals = saved.enter_context(trio.open_signal_receiver(*_ENDING))
+            signals = saved.enter_context(signals_until_saved(*_ENDING))
             nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
             try:
                 self._start(nursery, stack)
-                let_steer(Place("serve", self._where()), stack.images, nursery, saved)
+                place = Place("serve", tuple(self._uris(stack, self._listeners)))
+                let_steer(place, stack.images, _end, nursery, saved)
                 logs.use(handler, self._options.log.level)
                 self._announce(stack)
             except LazyfsError as error:
@@ -164,9 +165,11 @@ class _Life:
         if self._options.command is not None:
             nursery.start_soon(self._run_command, self._options.command, nursery.cancel_scope)
 
-    def _where(self) -> str:
-        """The first URI; empty when the only client is there already."""
-        return uri(self._listeners[0], tls=self._tls is not None) if self._listeners else ""
+    def _uris(self, stack: Stack, listeners: Sequence[socket.socket]) -> list[str]:
+        """Where each image is, on each of these sockets."""
+        names = [image.name for image in stack.images] if len(stack.images) > 1 else [""]
+        tls = self._tls is not None
+        return [uri(listener, name, tls=tls) for listener in listeners for name in names]
 
     def _announce(self, stack: Stack) -> None:
         """Say that clients may come, and where. Raises ServeError."""
@@ -179,10 +182,8 @@ class _Life:
                     f"{options.pid_file} cannot be written: {error.strerror}"
                 ) from error
         if options.command is None:
-            names = [image.name for image in stack.images] if len(stack.images) > 1 else [""]
-            for listener in self._opened:
-                for name in names:
-                    print(uri(listener, name, tls=self._tls is not None), flush=True)
+            for place in self._uris(stack, self._opened):
+                print(place, flush=True)
         self._ready()
 
     def _remove_pid_file(self) -> None:
@@ -206,6 +207,10 @@ class _Life:
         done = await trio.run_process(["/bin/sh", "-c", command], env=env, stdin=None, check=False)
         self._code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         scope.cancel()
+
+
+async def _end() -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

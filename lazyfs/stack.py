@@ -6,6 +6,7 @@ An image's stack, from the bottom: ``HttpSource`` or ``NbdSource`` -> ``BlockCac
 
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -248,7 +249,7 @@ async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePa
 
 
 def _is_cached(cache: CacheOptions, url: str) -> bool:
-    return not cache.memory_only and _cache_paths(cache, url).data.exists()
+    return not cache.memory_only and os.path.exists(_cache_paths(cache, url).data)
 
 
 def _cached_identity(paths: CachePaths) -> Identity | None:

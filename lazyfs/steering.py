@@ -6,8 +6,7 @@ docs/control.rst describes each, with the fields of what it answers.
 import contextlib
 import logging
 import os
-import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,18 +28,26 @@ _MAP_CELLS = 4096  # of a map, at most
 @dataclass(frozen=True)
 class Place:
     """Where the images of a daemon are. ``front_end``: "fuse", "loop", "nbd" or "serve";
-    ``where``: the mount point, the device, or the first URI."""
+    ``places``: the mount point, the device, or all URIs."""
 
     front_end: str
-    where: str
+    places: tuple[str, ...]
+
+
+End = Callable[[], Awaitable[object]]
 
 
 def let_steer(
-    place: Place, images: Sequence[Image], nursery: trio.Nursery, closing: contextlib.AsyncExitStack
+    place: Place,
+    images: Sequence[Image],
+    end: End,
+    nursery: trio.Nursery,
+    closing: contextlib.AsyncExitStack,
 ) -> None:
     """Answer over a control socket, until ``nursery`` is cancelled; ``closing`` takes it away.
 
-    Without one the daemon works as well; so what stands against it is only said.
+    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. Without a socket
+    the daemon works as well; so what stands against one is only said.
     """
     try:
         listener = closing.enter_context(listening_at(own_socket()))
@@ -48,18 +55,21 @@ def let_steer(
         log.warning("lazyfs status will not show this: %s", error)
         return
     recent = closing.enter_context(logs.remembering())
-    handlers = Steering(place, images, recent).handlers()
+    handlers = Steering(place, images, recent, end).handlers()
     nursery.start_soon(ControlServer(handlers).listen, listener)
 
 
 class Steering:
     """The commands of one daemon."""
 
-    def __init__(self, place: Place, images: Sequence[Image], recent: Iterable[str]) -> None:
-        """``recent``: the last lines of the log, at any time."""
+    def __init__(
+        self, place: Place, images: Sequence[Image], recent: Iterable[str], end: End
+    ) -> None:
+        """``recent``: the last lines of the log, at any time. ``end``: see ``let_steer``."""
         self._place = place
         self._images = images
         self._recent = recent
+        self._end = end
 
     def handlers(self) -> Mapping[str, Handler]:
         """What to call for which command."""
@@ -79,7 +89,8 @@ class Steering:
             "version": __version__,
             "pid": os.getpid(),
             "front_end": self._place.front_end,
-            "where": self._place.where,
+            "where": next(iter(self._place.places), ""),
+            "places": self._place.places,
             "images": [_described(image) for image in self._picked(fields)],
         }
 
@@ -121,8 +132,8 @@ class Steering:
         return {"rate": rate}
 
     async def _stop(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """End, as on SIGTERM: unless somebody needs it."""
-        signal.raise_signal(signal.SIGTERM)
+        """End, unless somebody needs it."""
+        await self._end()
         return {}
 
     def _picked(self, fields: dict[str, Any]) -> Sequence[Image]:
@@ -140,7 +151,8 @@ class Steering:
 def _described(image: Image) -> dict[str, Any]:
     state, statistics, now = image.cache.state(), image.device.statistics(), trio.current_time()
     left = statistics.size - statistics.cached
-    lasting = left / state.flow if state.filling and state.flow > 1 else None
+    flow = min(state.flow, state.fill_rate or state.flow)
+    lasting = left / flow if state.filling and not state.paused and flow > 1 else None
     return {
         "name": image.name,
         "url": image.url,

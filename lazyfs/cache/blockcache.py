@@ -80,6 +80,7 @@ class BlockCache:
         self._fill = FillPolicy(fill_rate)
         self._going_on = trio.Event()  # not set while nothing may be fetched that nobody waits for
         self._going_on.set()
+        self._rate_changed = trio.Event()
         self._backoff = Backoff(timeout)
         self._jitter = random.Random().random  # noqa: S311  # keeps clients apart, hides nothing
         self._resume_at = 0.0  # trio time before which nothing is asked
@@ -213,7 +214,9 @@ class BlockCache:
 
     def limit_rate(self, rate: float | None) -> None:
         """The most bytes a second that fill may fetch from now on; None for no limit."""
-        self._fill.rate = rate
+        self._fill.limit(rate)
+        self._rate_changed.set()
+        self._rate_changed = trio.Event()
 
     async def aclose(self) -> None:
         """Save what is not saved yet, and let go of the cache. ``run`` must have ended."""
@@ -258,7 +261,7 @@ class BlockCache:
         while True:
             await self._wait_for_work(_FILL)
             await self._going_on.wait()
-            await trio.sleep_until(self._fill.ready_at())
+            await self._wait_until_paid()
             beside = await self._wait_for_turn()
             lane = await self._source.lane(Priority.FILL)
             now = trio.current_time()
@@ -272,6 +275,12 @@ class BlockCache:
                 nursery.start_soon(self._run_fetches, [fetch], lane)
             else:
                 await self._run_fetches([fetch], lane)
+
+    async def _wait_until_paid(self) -> None:
+        """Wait until the rate allows another request of the fill."""
+        while (ready := self._fill.ready_at()) > trio.current_time():
+            with trio.move_on_at(ready):
+                await self._rate_changed.wait()
 
     async def _wait_for_turn(self) -> bool:
         """Wait until fill may ask; returns whether it goes beside the request of a reader."""
@@ -314,8 +323,9 @@ class BlockCache:
         return fetches
 
     def _take(self, priorities: tuple[Priority, ...], length: int) -> Fetch | None:
-        """The next fetch, of at most about ``length`` bytes, unless requests are held back."""
-        if trio.current_time() < self._resume_at:
+        """The next fetch, of at most about ``length`` bytes, unless such are held back."""
+        held = not self._going_on.is_set() and priorities in (_PRELOAD, _FILL)
+        if held or trio.current_time() < self._resume_at:
             return None
         return self._plan.next_fetch(priorities, max(1, length // self._block_size))
 

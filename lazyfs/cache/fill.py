@@ -30,14 +30,19 @@ class FillPolicy:
 
     def __init__(self, rate: float | None = None) -> None:
         self.rate = rate
-        self._paid_at = 0.0
+        self._paid_at = self._rest_until = 0.0
         self._failures = 0
         self._demand_at = float("-inf")
 
     def failed(self, now: float) -> None:
         """A request failed in a way that asking again does not mend: wait, longer each time."""
         self._failures += 1
-        self._paid_at = now + min(FIRST_REST * 2.0 ** (self._failures - 1), LONGEST_REST)
+        self._rest_until = now + min(FIRST_REST * 2.0 ** (self._failures - 1), LONGEST_REST)
+
+    def limit(self, rate: float | None) -> None:
+        """Another rate from now on; what was asked for at the old one is paid."""
+        self.rate = rate
+        self._paid_at = 0.0
 
     def succeeded(self) -> None:
         self._failures = 0
@@ -55,8 +60,8 @@ class FillPolicy:
         return max(0.01, 2 * link.round_trip)
 
     def ready_at(self) -> float:
-        """When the next request may be sent, as far as the rate goes."""
-        return self._paid_at
+        """When the next request may be sent, as far as the rate and failures go."""
+        return max(self._paid_at, self._rest_until)
 
     def asked(self, now: float, length: int) -> None:
         """A request for ``length`` bytes is sent."""

@@ -9,6 +9,7 @@ from lazyfs.cli.steer import images_of, parser
 from lazyfs.cli.terminal import progress
 from lazyfs.control import Daemon, daemon_at
 from lazyfs.errors import ControlError
+from lazyfs.texts import printable
 
 _LOOK = 0.5  # seconds between two looks
 
@@ -29,7 +30,7 @@ def _parser() -> Parser:
 
 def _wait(daemon: Daemon) -> int:
     """Look until all images are complete. A daemon that ends with its task done has handed over."""
-    images = images_of(daemon)
+    images, told = images_of(daemon), ""
     with progress() as bar:
         bar.expect(sum(image["size"] for image in images))
         while not all(image["complete"] for image in images):
@@ -37,6 +38,10 @@ def _wait(daemon: Daemon) -> int:
             if stopped:
                 print(f"lazyfs: {stopped[0]['url']}: the fill has stopped", file=sys.stderr)
                 return 1
+            trouble = next((image["trouble"] for image in images if image["trouble"]), "")
+            if trouble and trouble != told:
+                print(f"lazyfs: {printable(trouble)}", file=sys.stderr)
+            told = trouble
             bar.at(sum(image["cached"] for image in images))
             time.sleep(_LOOK)
             try:

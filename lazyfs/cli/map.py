@@ -11,20 +11,27 @@ from rich.text import Text
 
 from lazyfs.cli import heatmap
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.steer import parser
+from lazyfs.cli.steer import cells_of, parser
 from lazyfs.cli.terminal import for_stdout, is_utf8, printing
 from lazyfs.control import daemon_at
 from lazyfs.errors import OutputError
 from lazyfs.options import format_size
+from lazyfs.texts import printable
 
 _ROWS = 16
+_MOST_CELLS = 4096  # that a daemon gives
 _SIDE = 8  # pixels of a cell
 
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     width = max(8, shutil.get_terminal_size().columns - 2) if given.svg is None else 64
-    images = daemon_at(given.where).ask("map", cells=min(4096, _ROWS * width))["images"]
+    daemon, cells = daemon_at(given.where), min(_MOST_CELLS, _ROWS * width)
+    images = [
+        {"name": image["name"], "size": image["size"],
+         "cells": cells_of(daemon, image["name"], cells)}
+        for image in daemon.status["images"]
+    ]  # fmt: skip
     if given.svg is not None:
         _draw(given.svg, images)
         return 0
@@ -50,7 +57,7 @@ def _draw(path: Path, images: list[dict[str, Any]]) -> None:
     parts, top = [], 0
     for image in images:
         title = f"{image['name']}  {format_size(image['size'])}"
-        parts.append(f'<text x="0" y="{top + line - 4}">{escape(title)}</text>')
+        parts.append(f'<text x="0" y="{top + line - 4}">{escape(printable(title))}</text>')
         top += line
         for start in range(0, len(image["cells"]), width):
             for x, (local, ahead, coming) in enumerate(image["cells"][start : start + width]):
@@ -66,6 +73,6 @@ def _draw(path: Path, images: list[dict[str, Any]]) -> None:
     style = 'font-family="monospace" font-size="12"'
     text = "\n".join([f"{head} {style}>", *parts, "</svg>", ""])
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error

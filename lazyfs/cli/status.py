@@ -57,7 +57,7 @@ def _told(status: dict[str, Any]) -> Iterator[str]:
     for image in status["images"]:
         yield for_stdout(f"  {image['url']}")
         for name, value in summary(image).items():
-            yield f"    {name:<10}{value}"
+            yield for_stdout(f"    {name:<10}{value}")
 
 
 def summary(image: dict[str, Any]) -> dict[str, str]:

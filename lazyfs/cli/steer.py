@@ -21,6 +21,13 @@ def tell(name: str, what: str, arguments: Sequence[str], **fields: Any) -> int:
     return 0
 
 
+def cells_of(daemon: Daemon, image: str, count: int) -> list[list[float]]:
+    """The map of one image, in at most so many parts. Raises ControlError."""
+    (found,) = daemon.ask("map", image=image, cells=count)["images"]
+    cells: list[list[float]] = found["cells"]
+    return cells
+
+
 def images_of(daemon: Daemon) -> list[dict[str, Any]]:
     """How the images of a daemon are doing now. Raises ControlError."""
     found: list[dict[str, Any]] = daemon.ask("status")["images"]

@@ -6,4 +6,4 @@ from lazyfs.cli.steer import tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    return tell("stop", "End a daemon as SIGTERM does: unless it is in use.", arguments)
+    return tell("stop", "End a daemon, unless its mount or device is in use.", arguments)

@@ -11,15 +11,17 @@ from rich.live import Live
 from rich.text import Text
 
 from lazyfs.cli import heatmap
+from lazyfs.cli.common import as_type
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.status import summary
-from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import is_utf8
+from lazyfs.cli.steer import cells_of, parser
+from lazyfs.cli.terminal import is_utf8, printing
 from lazyfs.control import Daemon, daemon_at
-from lazyfs.options import format_size
+from lazyfs.options import format_size, parse_duration
 from lazyfs.texts import printable
 
 _EVERY = 1.0  # seconds
+_SHORTEST = 0.1  # seconds
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " ._-=+*#@"
 _MAP_ROWS = 6
 _MOST_CELLS = 4096  # of a map, which the socket gives
@@ -31,18 +33,19 @@ def main(arguments: Sequence[str]) -> int:
     daemon, history = daemon_at(given.where), deque[float](maxlen=600)
     console = Console()
     if not console.is_terminal:
-        console.print(_screen(daemon, history))
+        with printing():
+            console.print(_screen(daemon, history))
         return 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(_screen(daemon, history), refresh=True)
-            time.sleep(given.every)
+            time.sleep(max(given.every, _SHORTEST))
 
 
 def _parser() -> Parser:
     made = parser("top", "Watch a daemon at work, until Ctrl-C.", "/mnt/img")
-    made.add_argument("--every", metavar="SECONDS", type=float, default=_EVERY,
-                      help="how often to look (default: 1)")  # fmt: skip
+    made.add_argument("--every", metavar="TIME", type=as_type(parse_duration), default=_EVERY,
+                      help="how often to look (default: 1s)")  # fmt: skip
     return made
 
 
@@ -50,8 +53,8 @@ def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
     """All that fits on the terminal. Raises ControlError when the daemon has ended."""
     width, height = shutil.get_terminal_size()
     images = daemon.ask("status")["images"]
-    cells = min(_MOST_CELLS, _MAP_ROWS * (width - 2))
-    maps = {image["name"]: image["cells"] for image in daemon.ask("map", cells=cells)["images"]}
+    cells = max(1, min(_MOST_CELLS, _MAP_ROWS * (width - 2)))
+    maps = {image["name"]: cells_of(daemon, image["name"], cells) for image in images}
     history.append(sum(image["flow"] for image in images))
     parts = [Text(f"{daemon.where}  (process {daemon.status['pid']})", "bold")]
     for image in images:
@@ -68,7 +71,9 @@ def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
 def _image(image: dict[str, Any], cells: list[list[float]], width: int) -> Iterator[Text]:
     yield Text(printable(image["url"]))
     for name, value in summary(image).items():
-        yield Text(f"  {name:<8}{value}", "red" if image["trouble"] and name == "server" else "")
+        yield Text(
+            printable(f"  {name:<8}{value}"), "red" if image["trouble"] and name == "server" else ""
+        )
     for row in heatmap.rows(cells, width - 2, ascii_only=not is_utf8()):
         yield Text.assemble("|", row, "|")
 
@@ -77,7 +82,7 @@ def _throughput(history: deque[float], width: int) -> list[Text]:
     """The last minutes, the newest on the right."""
     bars = _BARS if is_utf8() else _ASCII_BARS
     most = max(*history, 1.0)
-    recent = list(history)[-(width - 24) :]
+    recent = list(history)[-max(1, width - 1) :]
     line = "".join(bars[round(rate / most * (len(bars) - 1))] for rate in recent)
     return [Text(f"throughput, at most {format_size(int(most))}/s"), Text(line, "green")]
 

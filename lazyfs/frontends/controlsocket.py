@@ -42,7 +42,8 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
             listener.close()
             raise
     except OSError as error:
-        raise ControlError(f"the control socket {path} cannot be made: {error.strerror}") from error
+        why = error.strerror or error
+        raise ControlError(f"the control socket {path} cannot be made: {why}") from error
     try:
         yield listener
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lazyfs.errors import UsageError
 
+CIPHERS = "ECDHE-PSK:DHE-PSK:PSK:!eNULL:!kRSAPSK"  # for keys
 _HINT = "lazyfs"
 
 
@@ -79,6 +80,6 @@ def _use_keys(context: ssl.SSLContext, file: Path) -> None:
         ) from error
     # In TLS 1.3, OpenSSL and GnuTLS bind such keys to different hashes.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("PSK")
+    context.set_ciphers(CIPHERS)
     # Who has no key is answered with an empty one, which OpenSSL refuses.
     context.set_psk_server_callback(lambda name: keys.get(name or "", b""), _HINT)

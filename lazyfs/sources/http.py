@@ -315,6 +315,7 @@ class HttpSource:
     def expect(self, identity: Identity) -> None:
         """It could not be opened, but what it must be is known from before."""
         self._identity = identity
+        self.opening = b""
 
     async def open(self) -> Identity:
         """Ask the server what the image is now; from then on that version is pinned.
@@ -333,6 +334,10 @@ class HttpSource:
     async def _open(self) -> tuple[Identity, bool]:
         """What the image is, and whether it was written in this very second."""
         async with self._answer(0, self._first, self._ask_directly) as answer:
+            if self._first > 1 and httprange.is_empty(answer.status, answer.headers):
+                # Or it is only shorter than that: not every server knows that it may send less.
+                self._first = 1
+                return await self._open()
             identity = httprange.judge_opening(
                 self._name, answer.status, answer.headers, self._first
             )

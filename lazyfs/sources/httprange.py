@@ -61,7 +61,7 @@ def judge_opening(image: str, status: int, headers: Headers, most: int) -> Ident
     The answer has all of them that there are. ``image``: how messages name it. Raises a
     SourceError.
     """
-    if status == 416 or (status == 200 and headers.get("content-length") == "0"):
+    if is_empty(status, headers):
         raise BadAnswer(f"{image} is empty", "check the URL")
     _judge_status(image, status, headers)
     first, last, size = _content_range(image, headers)
@@ -70,6 +70,11 @@ def judge_opening(image: str, status: int, headers: Headers, most: int) -> Ident
         raise BadAnswer(f"{image}: the server sent another range than the one asked for")
     _judge_length(image, headers, length)
     return identity_of(headers, size)
+
+
+def is_empty(status: int, headers: Headers) -> bool:
+    """Whether the answer to a request for the first byte says that there is none."""
+    return status == 416 or (status == 200 and headers.get("content-length") == "0")
 
 
 def judge_answer(

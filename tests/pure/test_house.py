@@ -58,12 +58,13 @@ MAY_IMPORT = {
     },
     "attach": COMMON
     | {"stack", "frontends", "logs", "background", "preloading", "detach", "storagedaemon"}
-    | {"steering"},
+    | {"steering", "ending"},
     "detach": COMMON | {"frontends"},
     "storagedaemon": {"errors"},
     "caches": COMMON | {"cache", "sources.urls"},
     "access": COMMON | {"stack", "sources"},
     "control": COMMON,
+    "ending": set(),
     "steering": COMMON | {"control", "frontends", "stack", "logs"},
     "catalogs": COMMON | {"iso"},
     "isofile": COMMON | {"iso"},
@@ -78,9 +79,18 @@ MAY_IMPORT = {
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
     "mount": COMMON
     | {"stack", "frontends", "logs", "background", "steering", "handover"}
-    | {"catalogs", "iso", "isofile", "preloading", "sources.urls", "storagedaemon"},
+    | {"catalogs", "iso", "isofile", "preloading", "sources.urls", "storagedaemon", "ending"},
     "serve": COMMON
-    | {"stack", "frontends", "logs", "background", "preloading", "storagedaemon", "steering"},
+    | {
+        "stack",
+        "frontends",
+        "logs",
+        "background",
+        "preloading",
+        "storagedaemon",
+        "steering",
+        "ending",
+    },
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},
     "frontends": COMMON,
     "formats": COMMON,

@@ -63,10 +63,27 @@ def test_a_signal_that_comes_late_costs_nothing(lab: Lab, scripted: Scripted, ti
     with lab.mounted(*words) as mounted:
         read(mounted.image, MIB, 4096)
         _fusermount(lab, mounted.path)
-        while not mounted.has_ended():
+        while not mounted.has_ended(within=0.001):
             with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
                 mounted.signal(signal.SIGTERM)
     assert [use.span.start for use in parse(profile.read_text()).uses] == [MIB]
+
+
+def test_late_signals_leave_nothing_behind_of_a_server(lab: Lab, scripted: Scripted) -> None:
+    socket, pid_file = lab.directory / "socket", lab.directory / "pid"
+    words = ["--foreground", "--cache-dir", lab.cache, "--unix", socket, "--pidfile", pid_file]
+    server = subprocess.Popen(
+        [*LAZYFS, "serve", *words, scripted.url("image.raw")],
+        stdout=subprocess.DEVNULL, env=environment(lab.directory),
+    )  # fmt: skip
+    eventually(pid_file.exists, "it serves")
+    while server.poll() is None:
+        server.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(0.001)
+    assert server.returncode == 0
+    assert not socket.exists()
+    assert not pid_file.exists()
 
 
 def test_umount_of_what_is_no_mount(lab: Lab) -> None:

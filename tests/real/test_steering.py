@@ -11,9 +11,19 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from .images import MIB
-from .mounts import IS_ROOT, LAZYFS, Lab, Mounted, finish_reading, read, start_reading
-from .servers import Answer, Scripted
+from .images import MIB, Images
+from .mounts import (
+    IS_ROOT,
+    LAZYFS,
+    Lab,
+    Mounted,
+    finish_reading,
+    loop_mounted,
+    need_loop,
+    read,
+    start_reading,
+)
+from .servers import Answer, Nginx, Scripted
 from .waiting import eventually
 
 BLOCK = 32 << 10  # bytes: the default
@@ -195,12 +205,73 @@ def test_top_ends_with_its_daemon(lab: Lab, scripted: Scripted) -> None:
     assert re.search(rb"the daemon at \S+ (has ended|cannot be asked)", shown.read_bytes())
 
 
-def test_stop_is_an_umount_that_is_refused_to_those_who_are_in_the_way(
-    lab: Lab, scripted: Scripted
-) -> None:
+def test_stop_ends_what_nobody_uses(lab: Lab, scripted: Scripted) -> None:
     with lab.mounted(scripted.url("image.raw")) as mounted:
         said(lab, "stop", mounted.path)
         mounted.wait_until_ended()
+
+
+def test_stop_is_refused_while_a_file_is_open_however_often(lab: Lab, scripted: Scripted) -> None:
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        with open(mounted.image, "rb") as image:
+            for _ in range(3):
+                assert f"(process {os.getpid()}) uses" in refused(lab, "stop", mounted.path)
+            assert len(image.read(10)) == 10
+        said(lab, "stop", mounted.path)
+        mounted.wait_until_ended()
+
+
+def test_stop_is_refused_while_a_loop_device_stands_on_it(
+    lab: Lab, images: Images, nginx: Nginx
+) -> None:
+    need_loop()
+    image = images.squashfs()
+    at = lab.mountpoint()
+    with lab.mounted(nginx.url(image.name)) as mounted:
+        with loop_mounted(mounted.image, at, "squashfs"):
+            for _ in range(3):
+                assert "stands on it" in refused(lab, "stop", mounted.path)
+            assert os.listdir(at)
+        assert not mounted.has_ended()
+
+
+def test_a_url_is_not_taken_for_a_path(lab: Lab, scripted: Scripted) -> None:
+    """Wherever the command is given: the directory in which it runs may be in a mount."""
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        command = shlex.join([*LAZYFS, "pause", "https://other.example/x"])
+        shell = ["sh", "-c", f"cd {shlex.quote(str(mounted.path))} && {command}"]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=20)
+        assert "no lazyfs serves https://other.example/x" in done.stderr
+        assert status(lab, mounted.path)["paused"] is False
+
+
+def test_a_mount_is_found_by_way_of_a_link(lab: Lab, scripted: Scripted, tmp_path: Path) -> None:
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        link = tmp_path / "link"
+        link.symlink_to(mounted.path)
+        above = tmp_path / "above"
+        above.symlink_to(mounted.path.parent)
+        for name in (link, link / mounted.image.name, above / mounted.path.name):
+            assert status(lab, name)["name"] == mounted.image.name
+
+
+def test_a_daemon_that_does_not_answer_is_said_to_be_there(lab: Lab, scripted: Scripted) -> None:
+    with lab.mounted(scripted.url("image.raw")) as mounted:
+        mounted.signal(signal.SIGSTOP)
+        try:
+            done = lab.start("status", mounted.path)
+        finally:
+            mounted.signal(signal.SIGCONT)
+        assert done.returncode == 1
+        assert f"{mounted.pid}.sock cannot be asked: " in done.stderr
+
+
+def test_many_images_are_mapped_one_by_one(lab: Lab, scripted: Scripted) -> None:
+    names = [f"{number}.raw" for number in range(3)]
+    scripted.files |= {f"/{name}": scripted.files["/image.raw"] for name in names}
+    with lab.mounted(*map(scripted.url, names)) as mounted:
+        shown = said(lab, "map", mounted.path)
+        assert [line.split()[0] for line in shown.splitlines() if ".raw" in line] == names
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="another user's sockets are only root's business")

@@ -120,7 +120,7 @@ async def test_a_dead_daemons_socket_is_replaced(tmp_path: Path) -> None:
 async def test_a_place_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ControlError, match="cannot be made: "),
+        pytest.raises(ControlError, match="cannot be made: File exists"),
         listening_at(tmp_path / "file/1.sock"),
     ):
         pass

@@ -301,3 +301,67 @@ async def test_what_fill_brought_counts_as_prefetched(autojump_clock: MockClock)
         assert (after.hits, after.misses, after.wanted) == (1, 1, 13 * BLOCK)
         assert after.requests == len(source.requests)
         assert after.under_way == 0
+
+
+# Pausing
+
+
+@pytest.mark.parametrize("rate", [None, BLOCK / 10])
+async def test_what_is_paused_asks_for_nothing_until_it_is_resumed(
+    autojump_clock: MockClock, rate: float | None
+) -> None:
+    """Also when it was resting for its rate."""
+    source = slow_source()
+    async with filling(new_cache(source, rate)) as cache:
+        await trio.sleep(0.05)
+        cache.pause()
+        await trio.sleep(1)  # what was under way has come
+        asked, here = len(source.requests), cache.statistics().cached
+        assert 0 < here < SIZE
+        await trio.sleep(24 * 3600)
+        assert (len(source.requests), cache.statistics().cached) == (asked, here)
+        assert cache.state().paused
+        cache.limit_rate(None)
+        cache.resume()
+        await cache.wait_complete()
+        assert not cache.state().paused
+
+
+async def test_a_pause_holds_preloads_and_no_reader(autojump_clock: MockClock) -> None:
+    source = slow_source()
+    cache = new_cache(source)
+    async with running(cache):
+        cache.pause()
+        await cache.ensure(0, 20 * BLOCK, Priority.PRELOAD)
+        assert await cache.read(40 * BLOCK, 10) == CONTENT[40 * BLOCK :][:10]
+        await trio.sleep(3600)
+        assert cache.statistics().cached < 20 * BLOCK
+        cache.resume()
+        await trio.sleep(10)
+        assert all(here for _, here in cache.cached(0, 20 * BLOCK))
+
+
+async def test_another_rate_counts_at_once(autojump_clock: MockClock) -> None:
+    async with filling(new_cache(slow_source(), rate=1.0)) as cache:  # a day for each block
+        await trio.sleep(5)
+        assert cache.statistics().cached < SIZE
+        cache.limit_rate(None)
+        began = trio.current_time()
+        await cache.wait_complete()
+        assert trio.current_time() - began < 60
+
+
+@pytest.mark.parametrize("size", [1, 100, BLOCK, 3 * BLOCK, SIZE])
+async def test_what_came_with_the_opening_is_kept(autojump_clock: MockClock, size: int) -> None:
+    """Whole blocks of it; and all, if that is the image."""
+    source = slow_source()
+    cache = new_cache(source)
+    async with running(cache):
+        cache.begin_with(CONTENT[:size])
+        kept = SIZE if size == SIZE else size - size % BLOCK
+        assert cache.statistics().cached == kept
+        assert cache.statistics().fetched == kept
+        cache.begin_with(CONTENT[:size])
+        assert cache.statistics().fetched == kept, "what is here is not taken twice"
+        assert await cache.read(0, SIZE) == CONTENT
+        assert sum(length for _, length in source.requests) == SIZE - kept
