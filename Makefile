@@ -1,6 +1,6 @@
 # make demo   install what is missing, and show what lazyfs does
 # make test   install what is missing, check the code, and run all tests
-# make test-guest  the tests in a virtual machine, at full length (some minutes)
+# make test-guest  the tests in a virtual machine, at full length (about an hour)
 # make soak   the campaigns at full length: faults, kills, damage (about ten minutes)
 # make venv   lazyfs in .venv, and nothing else
 # make check  style, types and import rules
@@ -24,7 +24,7 @@ step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
 .PHONY: demo test test-guest soak check venv clean bench bench-quick packages-run packages-test \
-	packages-guest packages-bench
+	packages-guest packages-live packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,7 +34,7 @@ demo: venv
 test: packages-test packages-guest check
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-guest: packages-test packages-guest .venv/with-tests
+test-guest: packages-test packages-guest packages-live .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/guest $(ARGS)
 
 soak: packages-test .venv/with-tests
@@ -71,6 +71,9 @@ packages-test:
 
 packages-guest:
 	$(call step,what a virtual machine needs,$(NEED) guest)
+
+packages-live:
+	$(call step,what makes a live system,$(NEED) live)
 
 packages-bench:
 	$(call step,the tools to compare with,$(NEED) bench)

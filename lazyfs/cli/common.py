@@ -298,7 +298,10 @@ def cache_directory(named: str | None) -> Path:
         return absolute(named)
     import platformdirs
 
-    return platformdirs.user_cache_path("lazyfs")
+    try:
+        return platformdirs.user_cache_path("lazyfs")
+    except RuntimeError as error:
+        raise UsageError("there is no home directory for a cache", "give --cache-dir") from error
 
 
 def _http(given: argparse.Namespace) -> HttpOptions:

@@ -16,7 +16,10 @@ from .machine import Guest
 
 IS_LONG = os.environ.get("LAZYFS_CAMPAIGN") == "long"  # whether there is time for the long form
 
-collect_ignore = [] if IS_LONG else ["test_attach_long.py"]
+# They boot whole systems, which have to be made first.
+LONG = ["test_attach_long.py", "test_dracut.py", "test_live.py", "test_live_long.py"]
+
+collect_ignore = [] if IS_LONG else LONG
 
 
 @pytest.fixture(scope="session")
