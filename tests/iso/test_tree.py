@@ -288,7 +288,11 @@ def test_extents_that_cannot_be_are_a_problem(
 odd = st.integers(-(1 << 80), 1 << 80)
 
 
-@given(st.builds(Node, st.just(""), st.sampled_from(Kind), odd, odd, odd, odd, odd, odd))
+@given(
+    st.builds(
+        Node, st.just(""), st.sampled_from(Kind), odd, odd, odd, odd, odd, odd, target=st.just("")
+    )
+)
 def test_numbers_are_such_as_a_filesystem_can_show(node: Node) -> None:
     found = planted({"a": node._replace(device=(node.uid, node.gid))}).node("a", follow=False)
     assert found.mode == node.mode & 0o7777
