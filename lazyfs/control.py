@@ -7,6 +7,7 @@ used, has a time limit, and names no daemon when one is to be told something.
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -191,8 +192,7 @@ def _own_directory() -> Path:
     place = os.environ.get("XDG_RUNTIME_DIR")
     if place:
         return Path(place, "lazyfs")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "lazyfs/run")
+    return Path(tempfile.gettempdir(), f"lazyfs-{os.geteuid()}")
 
 
 def _trusted() -> list[Path]:

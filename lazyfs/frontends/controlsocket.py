@@ -6,6 +6,7 @@ What a command does is not known here: handlers are given. The protocol is ``pro
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,10 +29,11 @@ Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 def listening_at(path: Path) -> Iterator[socket.socket]:
     """A socket at ``path``, for its owner alone, as long as the block lasts. Raises ControlError.
 
-    The directory is made, for its owner alone. What lies there is a dead daemon's, and replaced.
+    The directory is made, for its owner alone, and goes with its last socket (but for root's, where
+    other things lie, too). What lies at ``path`` is a dead daemon's, and replaced.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_own(path.parent)
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         try:
@@ -49,6 +51,18 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
     finally:
         listener.close()
         path.unlink(missing_ok=True)
+        if os.geteuid() != 0:
+            with suppress(OSError):  # others are in it
+                path.parent.rmdir()
+
+
+def _make_own(directory: Path) -> None:
+    """Make a directory in which nobody else can put anything. Raises OSError, ControlError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & 0o022:
+        raise ControlError(f"{directory} is open to others", "remove it")
 
 
 class ControlServer:

@@ -117,6 +117,18 @@ async def test_a_dead_daemons_socket_is_replaced(tmp_path: Path) -> None:
         assert await asking(path, "echo") == {"heard": {}}
 
 
+async def test_a_place_that_others_can_use_is_not(tmp_path: Path) -> None:
+    place = tmp_path / "open"
+    place.mkdir()
+    place.chmod(0o777)
+    with (
+        pytest.raises(ControlError, match="is open to others"),
+        listening_at(place / "1.sock"),
+    ):
+        pass
+    assert os.listdir(place) == []
+
+
 async def test_a_place_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
