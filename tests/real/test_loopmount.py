@@ -258,7 +258,7 @@ def test_sigterm_is_refused_while_it_is_mounted(lab: Lab, images: Images, nginx:
 # In a mount table of its own, so that what is left in lazyfs's directory can only be ours.
 _WATCHED = """\
 mkdir -p /run/lazyfs
-mount -t tmpfs none /run/lazyfs
+mount -t tmpfs -o mode=755 none /run/lazyfs
 before=$(cat /proc/self/mounts)
 code=0
 "$@" || code=$?
