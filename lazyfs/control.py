@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,18 @@ def _introduced(path: Path) -> Daemon | None:
     try:
         return Daemon(path, _checked(ask(path, "status")))
     except ControlError as error:
-        if not isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError):
+        if isinstance(error.__cause__, ConnectionRefusedError):
+            _clear_away(path)
+        elif not isinstance(error.__cause__, FileNotFoundError):
             log.warning("%s", error)
         return None
+
+
+def _clear_away(path: Path) -> None:
+    """Remove the socket of a daemon that was killed. One that has just begun refuses, too."""
+    if not Path("/proc", path.stem).exists():
+        with suppress(OSError):
+            path.unlink()
 
 
 def _checked(status: dict[str, Any]) -> dict[str, Any]:

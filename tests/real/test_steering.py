@@ -110,7 +110,13 @@ def test_a_socket_left_by_a_killed_daemon_is_no_trouble(lab: Lab, scripted: Scri
     with lab.mounted(scripted.url("image.raw")) as mounted:
         mounted.signal(signal.SIGKILL)
         mounted.wait_until_ended()
-        assert "no lazyfs serves" in refused(lab, "status", mounted.path)
+        left = Path("/run/lazyfs", f"{mounted.pid}.sock")
+
+        def is_cleared_away() -> bool:
+            assert "no lazyfs serves" in refused(lab, "status", mounted.path)
+            return not left.exists()
+
+        eventually(is_cleared_away, "its socket is gone")
 
 
 def test_trouble_shows_with_its_cause_and_goes(lab: Lab, scripted: Scripted) -> None:
