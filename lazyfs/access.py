@@ -15,6 +15,7 @@ from typing import TypeVar
 import trio
 
 from lazyfs.device import Device, Identity
+from lazyfs.ending import run_to_the_end
 from lazyfs.errors import CacheBusy
 from lazyfs.mounts import (
     CACHE_ATTRIBUTE,
@@ -63,10 +64,7 @@ def with_image(where: str, options: StackOptions, use: Callable[[OpenImage], Awa
                 failure = error
         return None
 
-    try:
-        result = trio.run(run)
-    except* KeyboardInterrupt:
-        raise KeyboardInterrupt from None
+    result = run_to_the_end(run)
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]  # None only after a failure

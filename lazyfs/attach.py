@@ -7,14 +7,15 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
-from lazyfs import logs, storagedaemon
-from lazyfs.background import run_daemon
+from lazyfs import logs
+from lazyfs.background import Ready
+from lazyfs.daemon import Report, images_of, live
 from lazyfs.detach import detach
 from lazyfs.ending import signals_until_saved
 from lazyfs.errors import DeviceError, LazyfsError
@@ -23,8 +24,8 @@ from lazyfs.frontends.nbdioctl import open_control
 from lazyfs.frontends.nbdkernel import AnyControl, KernelDevice
 from lazyfs.options import DaemonOptions, OnChange
 from lazyfs.preloading import preload
-from lazyfs.stack import Image, open_stack
-from lazyfs.steering import Place, let_steer
+from lazyfs.stack import Image
+from lazyfs.steering import Front, let_steer
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class AttachOptions(DaemonOptions):
     dead_timeout: int = 300
 
 
-def attach(options: AttachOptions, report: Callable[[LazyfsError], int]) -> int:
+def attach(options: AttachOptions, report: Report) -> int:
     """Attach the image and serve it; returns the exit code for the shell.
 
     In the background unless ``options.foreground``. The device is printed when it can be used.
@@ -58,37 +59,19 @@ def attach(options: AttachOptions, report: Callable[[LazyfsError], int]) -> int:
         # What is taken over must not find another version of the image under it.
         options = replace(options, cache=replace(options.cache, on_change=OnChange.FAIL))
 
-    def work(ready: Callable[[], None]) -> int:
-        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
-        logs.use(logs.terminal(options.log), level)
-        try:
-            _run_to_the_end(options, ready)
-        except LazyfsError as error:
-            return report(error)
+    async def life(ready: Ready) -> int:
+        await _serve(options, ready)
         return 0
 
-    return run_daemon(work, foreground=options.foreground)
+    return live(options, report, life)
 
 
-def _run_to_the_end(options: AttachOptions, ready: Callable[[], None]) -> None:
-    try:
-        trio.run(_serve, options, ready)
-    except* KeyboardInterrupt:  # before signals are taken care of
-        raise KeyboardInterrupt from None
-
-
-async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
+async def _serve(options: AttachOptions, ready: Ready) -> None:
     """Open the image, attach it, and answer until it is detached. Raises a LazyfsError."""
     failure: LazyfsError | None = None
-    if options.system:
-        storagedaemon.harden()
-    async with (
-        contextlib.AsyncExitStack() as saved,
-        open_stack(options) as stack,
-        contextlib.AsyncExitStack() as closing,
-    ):
+    async with images_of(options) as (stack, saved), contextlib.AsyncExitStack() as closing:
         log_handler = logs.destination(options)
-        control = closing.push(open_control())
+        control = closing.enter_context(contextlib.closing(open_control()))
         (image,) = stack.images
         async with trio.open_nursery() as nursery:
 
@@ -112,12 +95,11 @@ async def _serve(options: AttachOptions, ready: Callable[[], None]) -> None:
                 nursery.start_soon(answer)
                 signals = saved.enter_context(signals_until_saved(*_ENDING))
                 nursery.start_soon(_end_on_signal, signals, device, nursery.cancel_scope)
-                nursery.start_soon(preload, image, options.preload, _budget(options))
+                nursery.start_soon(preload, image, options.preload)
                 await trio.to_thread.run_sync(tune, device.index)
                 await trio.to_thread.run_sync(scan_partitions, device.index)
                 end = partial(trio.to_thread.run_sync, detach, device.path)
-                place = Place("nbd", (device.path,))
-                let_steer(place, stack.images, end, nursery, closing)
+                let_steer(Front("nbd", (device.path,), end), stack, nursery, closing)
                 print(device.path, flush=True)
                 logs.use(log_handler, options.log.level)
                 ready()
@@ -135,11 +117,6 @@ async def _attached(control: AnyControl, image: Image, options: AttachOptions) -
         )
     # In the main thread, whose number the kernel will show as that of the device's owner.
     return KernelDevice.attach(control, index, image.device, image.key, options.dead_timeout)
-
-
-def _budget(options: AttachOptions) -> int | None:
-    """Bytes that may be preloaded."""
-    return None if options.cache.limit is None else options.cache.limit // 2
 
 
 async def _end_on_signal(

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +34,18 @@ def own_socket() -> Path:
     return _own_directory() / f"{os.getpid()}.sock"
 
 
+_STATUS = {"pid": int, "front_end": str, "where": str, "places": list, "images": list}
+_IMAGE = {
+    **dict.fromkeys(("name", "url", "trouble"), str),
+    **dict.fromkeys(("size", "cached", "wanted", "hits", "misses", "fetched", "unused"), int),
+    **dict.fromkeys(("prefetched", "requests", "failures", "damaged", "evicted", "under_way"), int),
+    **dict.fromkeys(("complete", "filling", "paused"), bool),
+    **dict.fromkeys(("flow", "trouble_for", "round_trip"), int | float),
+    "seconds_left": int | float | None,
+    "slowest": list,
+}
+
+
 @dataclass(frozen=True)
 class Daemon:
     """A running lazyfs. ``status``: what it said of itself, see docs/control.rst."""
@@ -55,6 +67,13 @@ class Daemon:
         """What comes of a command. Raises ControlError."""
         result = ask(self.socket, command, **fields)
         return _checked(result) if command == "status" else result
+
+    def cells(self, image: str, count: int) -> list[list[float]]:
+        """An image in about so many parts, each [local, ahead, coming]. Raises ControlError."""
+        count = max(1, min(count, control.MOST_CELLS))
+        (found,) = self.ask("map", image=image, cells=count)["images"]
+        cells: list[list[float]] = found["cells"]
+        return cells
 
     def is_at(self, names: list[str]) -> bool:
         """Whether one of these is its place, a path in that, or the URL of one of its images."""
@@ -142,25 +161,18 @@ def _clear_away(path: Path) -> None:
 
 
 def _checked(status: dict[str, Any]) -> dict[str, Any]:
-    """A status that has what all do. Raises ControlError."""
-    images = status.get("images")
-    texts = [status.get("where"), status.get("front_end"), *_listed(status.get("places"))]
-    for image in _listed(images):
-        known = image if isinstance(image, dict) else {}
-        texts += [known.get("url"), known.get("name"), known.get("trouble")]
-        texts += ["" if isinstance(known.get(name), int) else None for name in _COUNTS]
-        texts += ["" if isinstance(known.get(name), int | float) else None for name in _AMOUNTS]
-    if not isinstance(images, list) or not all(isinstance(text, str) for text in texts):
+    """A status in which is what we use of it. Raises ControlError."""
+    known = _has(status, _STATUS) and all(_has(image, _IMAGE) for image in status["images"])
+    if not known or not all(isinstance(place, str) for place in status["places"]):
         raise ControlError("a daemon says of itself what makes no sense")
     return status
 
 
-_COUNTS = "size", "cached", "wanted", "hits", "misses", "fetched", "unused", "under_way"
-_AMOUNTS = "flow", "trouble_for", "complete", "filling", "paused"
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [None]
+def _has(value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether this is a JSON object with these fields, of these types."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in fields.items()
+    )
 
 
 def _names_of(where: str) -> list[str]:

@@ -3,6 +3,8 @@
 Apart from ``attach.py``, so that it needs no event loop.
 """
 
+from contextlib import closing
+
 from lazyfs.errors import DeviceError
 from lazyfs.frontends.holders import holders
 from lazyfs.frontends.nbdcontrol import index_of, owner_of
@@ -16,7 +18,7 @@ def detach(device: str) -> None:
     closed it. Raises DeviceError.
     """
     index = index_of(device)
-    with open_control() as control:
+    with closing(open_control()) as control:
         if not control.is_attached(index):
             raise DeviceError(f"nothing is attached to {device}")
         held = holders(device, owner_of(index))

@@ -1,10 +1,22 @@
-"""Signals that end a daemon, from when it can be used until all is saved."""
+"""How a run ends: by its own, by Ctrl-C, and by signals that must wait until all is saved."""
 
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, TypeVarTuple
 
 import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+def run_to_the_end(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
+    """Run ``main`` with trio. A Ctrl-C that nobody took care of is a KeyboardInterrupt again."""
+    try:
+        return trio.run(main, *arguments)
+    except* KeyboardInterrupt:
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

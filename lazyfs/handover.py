@@ -7,56 +7,94 @@ reads run at the speed of the local disk, and the daemon is no longer needed for
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from lazyfs.device import Device
+from lazyfs.errors import ControlError
 from lazyfs.frontends.loop import (
     change_backing_file,
     kinds_that_would_die,
     loops_below,
     stands_on,
 )
-from lazyfs.stack import Image
 
 LOOK_EVERY = 2.0  # seconds between two looks for loop devices; sysfs is asked, and nobody else
 
 log = logging.getLogger(__name__)
 
 
-async def hand_over_when_complete(image: Image, file: Path, filesystem: str) -> None:
-    """While ``image`` is complete, move the loop devices on ``file`` to the local copy.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one loop device. ``stays``: why it was not moved; empty if it was."""
 
-    Those that are set up later, too: until cancelled. ``filesystem``: major:minor of the mount that
-    ``file`` lies on.
+    device: str
+    stays: str = ""
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """An image as the file that others see.
+
+    ``copy``: the file that is the whole image once it is complete; None without a cache on disk.
+    ``filesystem``: major:minor of the mount that ``file`` lies on.
     """
-    if image.local_copy is None:
+
+    image: Device
+    copy: Path | None
+    file: Path
+    filesystem: str
+
+
+async def hand_over_when_complete(exposed: Exposed) -> None:
+    """While an image is complete, move the loop devices on its file to the local copy.
+
+    Those that are set up later, too: until cancelled.
+    """
+    if exposed.copy is None:
         return
     staying: set[str] = set()
     while True:
-        await image.device.wait_complete()
-        found = set(loops_below(file))
+        await exposed.image.wait_complete()
+        found = set(loops_below(exposed.file))
         for device in sorted(found - staying):
-            await hand_over(device, file, filesystem, image.local_copy, image.device)
-        staying = found & set(loops_below(file))
+            await _moved(exposed, device, exposed.copy)
+        staying = found & set(loops_below(exposed.file))
         await trio.sleep(LOOK_EVERY)
 
 
-async def hand_over(device: str, file: Path, filesystem: str, copy: Path, image: Device) -> None:
-    """Move one loop device from ``file`` to ``copy``, unless it has to stay; that is said.
+async def hand_over(exposed: Exposed) -> list[Outcome]:
+    """Move the loop devices on the file of an image now; says what became of each.
 
-    Nothing is moved if ``image`` is not complete any more.
+    Raises ControlError if the image is not complete, or has no copy.
     """
+    if exposed.copy is None:
+        raise ControlError(f"{exposed.file.name} has no cache on disk that could take over")
+    if not await _is_complete(exposed.image):
+        raise ControlError(
+            f"{exposed.file.name} is not complete", "lazyfs fill --wait completes it"
+        )
+    found = loops_below(exposed.file)
+    return [await _moved(exposed, device, exposed.copy) for device in found]
+
+
+async def _moved(exposed: Exposed, device: str, copy: Path) -> Outcome:
+    """Move one loop device to ``copy``, unless it has to stay, or the image is not complete."""
 
     def still_complete() -> bool:
-        return trio.from_thread.run(_is_complete, image)
+        return trio.from_thread.run(_is_complete, exposed.image)
 
     try:
         # In a thread: the kernel waits for reads under way, which this very loop answers.
-        await trio.to_thread.run_sync(_hand_over, device, filesystem, copy, still_complete)
+        stays = await trio.to_thread.run_sync(
+            _hand_over, device, exposed.filesystem, copy, still_complete
+        )
     except OSError as error:
-        log.warning("%s stays on %s: %s", device, file, error.strerror)
+        stays = str(error.strerror)
+        log.warning("%s stays on %s: %s", device, exposed.file, stays)
+    return Outcome(device, stays)
 
 
 async def _is_complete(image: Device) -> bool:
@@ -66,13 +104,14 @@ async def _is_complete(image: Device) -> bool:
     return False
 
 
-def _hand_over(
-    device: str, filesystem: str, copy: Path, still_complete: Callable[[], bool]
-) -> None:
+def _hand_over(device: str, filesystem: str, copy: Path, still_complete: Callable[[], bool]) -> str:
+    """Move a loop device; returns why it stays, or nothing if it was moved. Raises OSError."""
     if not stands_on(device, filesystem):
-        return
+        return "it stands on something else"
     if kinds := kinds_that_would_die(device):
         log.info("%s stays: %s would not survive the change", device, *kinds)
-        return
-    if change_backing_file(device, copy, still_complete):
-        log.info("%s now stands on the complete copy %s", device, os.readlink(copy))
+        return f"{', '.join(kinds)} would not survive the change"
+    if not change_backing_file(device, copy, still_complete):
+        return "the image is not complete any more"
+    log.info("%s now stands on the complete copy %s", device, os.readlink(copy))
+    return ""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import trio
 
-from lazyfs import logs, storagedaemon
-from lazyfs.background import run_daemon
+from lazyfs import logs
+from lazyfs.background import Ready
 from lazyfs.catalogs import naming, tree_of
+from lazyfs.daemon import Report, images_of, live
 from lazyfs.device import Device
 from lazyfs.ending import signals_until_saved
 from lazyfs.errors import ControlError, LazyfsError, MountError, UsageError
@@ -23,15 +24,15 @@ from lazyfs.frontends.fuseimages import ImageFile, ImageFiles
 from lazyfs.frontends.fusetree import TreeFiles
 from lazyfs.frontends.holders import holders_of_mount
 from lazyfs.frontends.loop import loops_below
-from lazyfs.handover import hand_over_when_complete
+from lazyfs.handover import Exposed, Outcome, hand_over, hand_over_when_complete
 from lazyfs.iso.tree import Node, Tree
 from lazyfs.isofile import Content
 from lazyfs.mounts import KIND, mount_on
 from lazyfs.options import MountOptions
 from lazyfs.preloading import preload
 from lazyfs.sources import urls
-from lazyfs.stack import Image, Stack, open_stack
-from lazyfs.steering import Place, let_steer
+from lazyfs.stack import Image, Stack
+from lazyfs.steering import Front, let_steer
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,7 @@ class Use:
     where: Path
 
 
-def mount(
-    options: MountOptions, report: Callable[[LazyfsError], int], use: Use | None = None
-) -> int:
+def mount(options: MountOptions, report: Report, use: Use | None = None) -> int:
     """Mount and serve; returns the exit code for the shell.
 
     In the background unless ``options.foreground``. ``report`` tells the user of an error that
@@ -62,32 +61,16 @@ def mount(
     """
     check_mountpoint(options)
 
-    def work(ready: Callable[[], None]) -> int:
-        # Until then the user looks on, and is told what he would want to know.
-        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
-        logs.use(logs.terminal(options.log), level)
+    async def life(ready: Ready) -> int:
         try:
-            _run_to_the_end(options, ready, use)
-        except LazyfsError as error:
-            return report(error)
+            await _serve(options, ready, use)
         finally:
             if use is not None:
                 with contextlib.suppress(OSError):  # still mounted, somewhere else in use
                     options.mountpoint.rmdir()
         return 0
 
-    return run_daemon(work, foreground=options.foreground)
-
-
-def _run_to_the_end(
-    options: MountOptions,
-    ready: Callable[[], None],
-    use: Use | None,
-) -> None:
-    try:
-        trio.run(_serve, options, ready, use)
-    except* KeyboardInterrupt:  # before signals are taken care of
-        raise KeyboardInterrupt from None
+    return live(options, report, life)
 
 
 def check_mountpoint(options: MountOptions) -> None:
@@ -118,20 +101,10 @@ def check_mountpoint(options: MountOptions) -> None:
         raise MountError(f"/dev/fuse {why}", "load the kernel module fuse, or ask for access to it")
 
 
-async def _serve(
-    options: MountOptions,
-    ready: Callable[[], None],
-    use: Use | None,
-) -> None:
+async def _serve(options: MountOptions, ready: Ready, use: Use | None) -> None:
     """Open the images, mount them, and answer until unmounted or told to end."""
     failure: LazyfsError | None = None
-    if options.system:
-        storagedaemon.harden()
-    async with (
-        contextlib.AsyncExitStack() as saved,
-        open_stack(options) as stack,
-        contextlib.AsyncExitStack() as closing,
-    ):
+    async with images_of(options) as (stack, saved), contextlib.AsyncExitStack() as closing:
         log_handler = logs.destination(options)
         # Asked of our own mount, from the loop that serves it, this would wait for itself.
         single = options.mountpoint.is_file()
@@ -146,14 +119,13 @@ async def _serve(
                 hear = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
                 nursery.start_soon(hear, nursery.cancel_scope)
                 _start_serving(nursery, options, stack, fuse_mount)
-                end = partial(_end_if_unused, options.mountpoint)
-                let_steer(_place(options, use), stack.images, end, nursery, closing)
+                exposed = _exposed(options, stack, single, fuse_mount)
+                let_steer(_front(options, use, exposed), stack, nursery, closing)
                 if use is not None:
                     await use.begin()
                     nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
-                for image in () if options.browse else stack.images:
-                    file = options.mountpoint if single else options.mountpoint / image.name
-                    nursery.start_soon(hand_over_when_complete, image, file, fuse_mount.device)
+                for one in exposed.values():
+                    nursery.start_soon(hand_over_when_complete, one)
                 logs.use(log_handler, options.log.level)
                 ready()
                 in_use.set()
@@ -168,10 +140,34 @@ async def _serve(
     log.info("%s is unmounted", options.mountpoint)
 
 
-def _place(options: MountOptions, use: Use | None) -> Place:
-    if use is None:
-        return Place("fuse", (str(options.mountpoint),))
-    return Place(use.front_end, (str(use.where),))
+def _exposed(
+    options: MountOptions, stack: Stack, single: bool, fuse_mount: FuseMount
+) -> dict[str, Exposed]:
+    """The files of this mount that are images, by the images' names."""
+    place = options.mountpoint
+    return {
+        image.name: Exposed(
+            image.device,
+            image.local_copy,
+            place if single else place / image.name,
+            fuse_mount.device,
+        )
+        for image in (() if options.browse else stack.images)
+    }
+
+
+def _front(options: MountOptions, use: Use | None, exposed: dict[str, Exposed]) -> Front:
+    async def give_away(image: Image) -> list[Outcome]:
+        if options.browse:
+            raise ControlError("a tree is shown here, and no image", "mount without --browse")
+        return await hand_over(exposed[image.name])
+
+    return Front(
+        "fuse" if use is None else use.front_end,
+        (str(options.mountpoint if use is None else use.where),),
+        partial(_end_if_unused, options.mountpoint),
+        give_away,
+    )
 
 
 def _start_serving(
@@ -187,9 +183,8 @@ def _start_serving(
         nursery.cancel_scope.cancel()
 
     nursery.start_soon(answer)
-    budget = None if options.cache.limit is None else options.cache.limit // 2
     for image in stack.images:
-        nursery.start_soon(preload, image, options.preload, budget)
+        nursery.start_soon(preload, image, options.preload)
 
 
 async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:

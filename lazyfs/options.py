@@ -120,11 +120,17 @@ def parse_rate(text: str) -> float:
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How to talk to servers. ``stall``: seconds that a silent server is waited for."""
+    """How to talk to servers. ``stall``: seconds that a silent server is waited for.
+
+    ``headers``: fields for each request; more of them are in ``header_files``, one a line, and are
+    what ``header_command`` prints, which is for the shell.
+    """
 
     connections: int = 4
     stall: float = 15.0
     headers: tuple[tuple[str, str], ...] = ()
+    header_files: tuple[Path, ...] = ()
+    header_command: str | None = None
     netrc: bool = False
     user_agent: str = ""
     proxy: str | None = None
@@ -162,10 +168,14 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """One image: where it is, and what its file is called in the mount."""
+    """One image: where it is, and what its file is called in the mount.
+
+    ``http``: how to talk to its server, where that is not as to all others.
+    """
 
     url: str
     name: str
+    http: HttpOptions | None = None
 
 
 @dataclass(frozen=True)

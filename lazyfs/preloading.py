@@ -30,12 +30,9 @@ _AT_A_TIME = 1000  # ranges that are asked for between two looks at the event lo
 _BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
 
 
-async def preload(image: Image, options: PreloadOptions, budget: int | None) -> None:
-    """Ask for all that ``options`` name, profile first. Never fails.
-
-    ``budget``: bytes that may be asked for in all; None for any number.
-    """
-    preloader = _Preloader(image, budget)
+async def preload(image: Image, options: PreloadOptions) -> None:
+    """Ask for all that ``options`` name, profile first. Never fails."""
+    preloader = Preloader(image)
     try:
         if options.profile is not None:
             await preloader.replay(options.profile, options.any_version)
@@ -43,18 +40,27 @@ async def preload(image: Image, options: PreloadOptions, budget: int | None) -> 
         log.warning("%s: the profile is not used: %s", image.url, error)
     try:
         if options.patterns:
-            await preloader.preload(options.patterns)
+            await preloader.look()
+        for pattern in options.patterns:
+            try:
+                await preloader.preload(pattern)
+            except ImageError as error:
+                log.warning("%s: --preload %s: %s", image.url, pattern, error)
     except LazyfsError as error:
         log.warning("%s: nothing is preloaded: %s", image.url, error)
     except Exception:
         log.exception("%s: nothing more is preloaded", image.url)
 
 
-class _Preloader:
-    def __init__(self, image: Image, budget: int | None) -> None:
+class Preloader:
+    """Asks for parts of one image, until its budget is spent. ``asked_for``: bytes so far."""
+
+    def __init__(self, image: Image) -> None:
         self._image = image
         self._device = image.unrecorded
-        self._left = image.device.identity.size if budget is None else budget
+        self._left = image.device.identity.size if image.budget is None else image.budget
+        self._tree: Tree | None = None
+        self.asked_for = 0
 
     async def replay(self, file: Path, any_version: bool) -> None:
         """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError."""
@@ -68,16 +74,15 @@ class _Preloader:
             )
         await self._ask_for(in_order_of_use(found.uses), "the profile")
 
-    async def preload(self, patterns: Iterable[str]) -> None:
-        """Ask for what these patterns name. Raises a LazyfsError if the tree cannot be read."""
-        tree = await tree_of(self._device, self._image.notebook)
-        for pattern in patterns:
-            try:
-                spans = await _ranges(self._device, tree, pattern)
-            except ImageError as error:
-                log.warning("%s: --preload %s: %s", self._image.url, pattern, error)
-                continue
-            await self._ask_for(spans, pattern)
+    async def look(self) -> Tree:
+        """The tree in the image, read once. Raises a LazyfsError."""
+        if self._tree is None:
+            self._tree = await tree_of(self._device, self._image.notebook)
+        return self._tree
+
+    async def preload(self, pattern: str) -> None:
+        """Ask for what a pattern names. Raises ImageError if it names nothing; see ``look``."""
+        await self._ask_for(await _ranges(self._device, await self.look(), pattern), pattern)
 
     async def _beside(self) -> Profile | None:
         """The profile that lies beside the image on its server; None if there is none."""
@@ -104,6 +109,7 @@ class _Preloader:
             await self._device.ensure(span.start, span.length, Priority.PRELOAD)
             if number % _AT_A_TIME == 0:
                 await trio.lowlevel.checkpoint()
+        self.asked_for += total
         log.info("%s: preloading %d bytes for %s", self._image.url, total, what)
 
 

@@ -43,6 +43,7 @@ def run(program: str, arguments: Sequence[str | Path], limit: float | None = Non
             check=False,
             timeout=limit,
             start_new_session=True,  # Ctrl-C is meant for us, who clean up
+            env={**os.environ, "LC_ALL": "C"},  # what they say is looked at
         )
     except subprocess.TimeoutExpired as error:
         raise ProgramFailed(f"{program} did not end within {limit:g} seconds") from error

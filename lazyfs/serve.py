@@ -7,15 +7,16 @@ import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
-from lazyfs import logs, storagedaemon
-from lazyfs.background import run_daemon
+from lazyfs import logs
+from lazyfs.background import Ready
+from lazyfs.daemon import Report, images_of, live
 from lazyfs.ending import signals_until_saved
 from lazyfs.errors import LazyfsError, ServeError, UsageError
 from lazyfs.frontends.nbdserver import Export, NbdServer
@@ -23,8 +24,8 @@ from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket
 from lazyfs.frontends.nbdtls import TlsOptions, tls_context
 from lazyfs.options import DaemonOptions
 from lazyfs.preloading import preload
-from lazyfs.stack import Stack, open_stack
-from lazyfs.steering import Place, let_steer
+from lazyfs.stack import Stack
+from lazyfs.steering import Front, let_steer
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class ServeOptions(DaemonOptions):
     pid_file: Path | None = None
 
 
-def serve(options: ServeOptions, report: Callable[[LazyfsError], int]) -> int:
+def serve(options: ServeOptions, report: Report) -> int:
     """Serve; returns the exit code for the shell.
 
     In the background, unless ``options.foreground`` or a client is there already: on stdin, as a
@@ -64,24 +65,11 @@ def serve(options: ServeOptions, report: Callable[[LazyfsError], int]) -> int:
     if options.single or options.command or passed:
         options = replace(options, foreground=True)
 
-    def work(ready: Callable[[], None]) -> int:
-        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
-        logs.use(logs.terminal(options.log), level)
-        with contextlib.ExitStack() as closing:
-            try:
-                opened = closing.enter_context(_listening(options))
-                return _run_to_the_end(_Life(options, passed, opened, tls, ready))
-            except LazyfsError as error:
-                return report(error)
+    async def life(ready: Ready) -> int:
+        with _listening(options) as opened:
+            return await _Life(options, passed, opened, tls, ready).run()
 
-    return run_daemon(work, foreground=options.foreground)
-
-
-def _run_to_the_end(life: "_Life") -> int:
-    try:
-        return trio.run(life.run)
-    except* KeyboardInterrupt:  # before signals are taken care of
-        raise KeyboardInterrupt from None
+    return live(options, report, life)
 
 
 @contextmanager
@@ -110,7 +98,7 @@ class _Life:
         passed: Sequence[socket.socket],
         opened: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
-        ready: Callable[[], None],
+        ready: Ready,
     ) -> None:
         self._options = options
         self._opened = opened
@@ -123,19 +111,13 @@ class _Life:
         """Open the images and serve them to the end; returns the exit code."""
         failure: LazyfsError | None = None
         handler = logs.destination(self._options)
-        if self._options.system:
-            storagedaemon.harden()
-        async with (
-            contextlib.AsyncExitStack() as saved,
-            open_stack(self._options) as stack,
-            trio.open_nursery() as nursery,
-        ):
+        async with images_of(self._options) as (stack, saved), trio.open_nursery() as nursery:
             signals = saved.enter_context(signals_until_saved(*_ENDING))
             nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
             try:
                 self._start(nursery, stack)
-                place = Place("serve", tuple(self._uris(stack, self._listeners)))
-                let_steer(place, stack.images, _end, nursery, saved)
+                front = Front("serve", tuple(self._uris(stack, self._listeners)), _end)
+                let_steer(front, stack, nursery, saved)
                 logs.use(handler, self._options.log.level)
                 self._announce(stack)
             except LazyfsError as error:
@@ -151,9 +133,8 @@ class _Life:
         exports = [Export(image.name, image.url, image.device) for image in stack.images]
         server = NbdServer(exports, self._tls)
         nursery.start_soon(stack.run)
-        limit = self._options.cache.limit
         for image in stack.images:
-            nursery.start_soon(preload, image, self._options.preload, limit and limit // 2)
+            nursery.start_soon(preload, image, self._options.preload)
         if self._options.single and not self._listeners:
             nursery.start_soon(self._serve_stdin, server, nursery.cancel_scope)
         else:

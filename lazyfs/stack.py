@@ -7,6 +7,7 @@ An image's stack, from the bottom: ``HttpSource`` or ``NbdSource`` -> ``BlockCac
 import contextlib
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
 from lazyfs.cache.places import CacheLock, CachePaths, Meta
+from lazyfs.cache.retry import Backoff
 from lazyfs.cache.room import Room
 from lazyfs.device import Device, Identity, Priority
 from lazyfs.errors import CacheUnknown, NotFound, TransientError
-from lazyfs.options import CacheOptions, ImageOptions, ReadAheadLimit, StackOptions
+from lazyfs.options import CacheOptions, HttpOptions, ImageOptions, ReadAheadLimit, StackOptions
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.prefetch.recorder import Recorder
 from lazyfs.sources import urls
@@ -44,10 +46,12 @@ class Image:
     """One opened image. ``mtime``: POSIX seconds, 0 when the server does not say.
 
     ``key``: the name of its cache. ``unrecorded``: the same Device for those whose reads are no use
-    of the image. ``local_copy``: the file that holds the whole image once it is
-    complete; ``notebook``: the file in which its catalog is remembered; None without a cache on
-    disk. ``cache``: for those who steer it. ``beside``: fetches the file whose URL is the image's
-    with this ending; at most so many bytes; None if there is none. It raises a SourceError.
+    of the image. ``recorder``: writes down what is used of it. ``local_copy``: the file that holds
+    the whole image once it is complete; ``notebook``: the file in which its catalog is remembered;
+    None without a cache on disk. ``cache``: for those who steer it. ``budget``: bytes that may be
+    preloaded, None for any number. ``beside``: fetches the file
+    whose URL is the image's with this ending; at most so many bytes; None if there is none. It
+    raises a SourceError.
     """
 
     name: str
@@ -55,10 +59,12 @@ class Image:
     key: str
     device: Device
     unrecorded: Device
+    recorder: Recorder
     cache: BlockCache
     mtime: float
     local_copy: Path | None
     notebook: Path | None
+    budget: int | None
     beside: Callable[[str, int], Awaitable[bytes | None]]
 
 
@@ -67,19 +73,22 @@ class Stack:
     """The images of one mount, and what serves them."""
 
     images: tuple[Image, ...]
-    _caches: tuple[BlockCache, ...]
-    _recorders: tuple[Recorder, ...]
+    _clients: tuple[HttpClient, ...]
     _fill: bool
 
     async def run(self) -> None:
         """Fetch what is asked for, until cancelled."""
         async with trio.open_nursery() as nursery:
-            for recorder in self._recorders:
-                nursery.start_soon(recorder.run)
-            for cache in self._caches:
-                nursery.start_soon(cache.run)
+            for image in self.images:
+                nursery.start_soon(image.recorder.run)
+                nursery.start_soon(image.cache.run)
                 if self._fill:
-                    await cache.ensure(0, cache.identity.size, Priority.FILL)
+                    await image.cache.ensure(0, image.cache.identity.size, Priority.FILL)
+
+    async def renew_logins(self) -> None:
+        """Read anew what says to servers who we are. Raises UsageError."""
+        for client in self._clients:
+            await client.renew_logins()
 
 
 @asynccontextmanager
@@ -89,39 +98,46 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
     Raises a LazyfsError when one cannot be opened.
     """
     async with contextlib.AsyncExitStack() as closing:
-        client = HttpClient(options.http)
-        closing.push_async_callback(client.aclose)
-        caches, images, recorders = [], [], []
+        clients: dict[HttpOptions, HttpClient] = {}
+        images = []
         for wanted in options.images:
-            source = _source(wanted.url, options, client)
-            if isinstance(source, NbdSource):
-                closing.push_async_callback(source.aclose)
-            cache, copy = await _open_cache(wanted, options, source)
-            closing.push_async_callback(cache.aclose)
-            if isinstance(source, HttpSource):
-                cache.begin_with(source.opening)
-            caches.append(cache)
-            device: Device = Prefetcher(cache, _readahead(options))
-            unrecorded = device
-            url = urls.shown(wanted.url)
-            if options.preload.record is not None:
-                device = Recorder(device, url, options.preload.record)
-                recorders.append(device)
-            images.append(
-                Image(
-                    name=wanted.name,
-                    url=url,
-                    key=urls.cache_key(wanted.url),
-                    device=device,
-                    unrecorded=unrecorded,
-                    cache=cache,
-                    mtime=_mtime(cache.identity),
-                    local_copy=copy,
-                    notebook=notebook_of(options.cache, wanted.url),
-                    beside=partial(_fetch_beside, client, wanted.url),
-                )
-            )
-        yield Stack(tuple(images), tuple(caches), tuple(recorders), options.fill)
+            http = wanted.http or options.http
+            if http not in clients:
+                clients[http] = await trio.to_thread.run_sync(HttpClient, http)
+                closing.push_async_callback(clients[http].aclose)
+            images.append(await _open_image(wanted, options, clients[http], closing))
+        yield Stack(tuple(images), tuple(clients.values()), options.fill)
+
+
+async def _open_image(
+    wanted: ImageOptions,
+    options: StackOptions,
+    client: HttpClient,
+    closing: contextlib.AsyncExitStack,
+) -> Image:
+    source = _source(wanted, options, client)
+    if isinstance(source, NbdSource):
+        closing.push_async_callback(source.aclose)
+    cache, copy = await _open_cache(wanted, options, source)
+    closing.push_async_callback(cache.aclose)
+    cache.begin_with(source.opening)
+    url = urls.shown(wanted.url)
+    unrecorded = Prefetcher(cache, _readahead(options))
+    recorder = Recorder(unrecorded, url, options.preload.record)
+    return Image(
+        name=wanted.name,
+        url=url,
+        key=urls.cache_key(wanted.url),
+        device=recorder,
+        unrecorded=unrecorded,
+        recorder=recorder,
+        cache=cache,
+        mtime=_mtime(cache.identity),
+        local_copy=copy,
+        notebook=notebook_of(options.cache, wanted.url),
+        budget=None if options.cache.limit is None else options.cache.limit // 2,
+        beside=partial(_fetch_beside, client, wanted.url),
+    )
 
 
 async def _fetch_beside(client: HttpClient, url: str, ending: str, most: int) -> bytes | None:
@@ -168,13 +184,13 @@ async def _open_cache(
     """The cache of an image, and the file that is a copy of it once all is there."""
     name = urls.shown(wanted.url)
     if options.cache.memory_only:
-        identity = await source.open()
+        identity = await _first_opening(source, name, options.timeout)
         memory = MemoryStore(identity.size, _new_block_size(options), MEMORY_LIMIT)
         return BlockCache(name, source, memory, options.timeout), None
     paths = _cache_paths(options.cache, wanted.url)
     lock = await trio.to_thread.run_sync(CacheLock, paths.lock)
     try:
-        await _open_source(source, name, paths)
+        await _open_source(source, name, paths, options.timeout)
         store = _open_store(name, source.identity, options, paths, lock)
     except BaseException:
         lock.close()
@@ -218,24 +234,31 @@ def _room(paths: CachePaths, disk: DiskStore, options: CacheOptions) -> Room:
     return Room(place, taken, options.limit, options.min_free)
 
 
-def _source(url: str, options: StackOptions, client: HttpClient) -> HttpSource | NbdSource:
+def _source(
+    wanted: ImageOptions, options: StackOptions, client: HttpClient
+) -> HttpSource | NbdSource:
     """Where the bytes of an image come from, by the scheme of its URL."""
+    url = wanted.url
     if urls.is_nbd(url):
-        return NbdSource(url, urls.shown(url), options.http, vouched=options.nbd_fixed)
+        http = wanted.http or options.http
+        return NbdSource(url, urls.shown(url), http, vouched=options.nbd_fixed)
     return HttpSource(client, url, first=1 if _is_cached(options.cache, url) else FIRST_BYTES)
 
 
-async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePaths) -> None:
+async def _open_source(
+    source: HttpSource | NbdSource, name: str, paths: CachePaths, patience: float
+) -> None:
     """The image as the server has it; or, with the server out of reach, as the cache has it."""
-    try:
-        identity = await source.open()
-    except TransientError as error:
-        cached = _cached_identity(paths)
-        if cached is None or not cached.pinned:
-            raise
-        log.warning("%s; serving what is cached until the server is back", error.message)
-        source.expect(cached)
-        return
+    cached = _cached_identity(paths)
+    if cached is not None and cached.pinned:
+        try:
+            identity = await source.open()
+        except TransientError as error:
+            log.warning("%s; serving what is cached until the server is back", error.message)
+            source.expect(cached)
+            return
+    else:
+        identity = await _first_opening(source, name, patience)
     if identity.pinned:
         return
     if isinstance(source, NbdSource):
@@ -246,6 +269,28 @@ async def _open_source(source: HttpSource | NbdSource, name: str, paths: CachePa
         "unnoticed; the cache will not outlive this mount",
         name,
     )
+
+
+async def _first_opening(source: HttpSource | NbdSource, name: str, patience: float) -> Identity:
+    """The image as the server has it. Where reads wait for ever (``patience`` is 0), so do we.
+
+    Elsewhere a server that cannot be reached is said at once: the URL may be misspelt.
+    """
+    backoff, said = Backoff(), ""
+    while True:
+        try:
+            identity = await source.open()
+        except TransientError as error:
+            if patience:
+                raise
+            if error.message != said:
+                log.warning("%s; asking again until it answers", error.message)
+            said = error.message
+            await trio.sleep(backoff.failed(random.random(), error.retry_after))  # noqa: S311
+        else:
+            if said:
+                log.warning("%s: the server answers", name)
+            return identity
 
 
 def _is_cached(cache: CacheOptions, url: str) -> bool:

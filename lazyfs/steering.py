@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,37 +18,45 @@ from lazyfs.control import own_socket
 from lazyfs.device import Priority
 from lazyfs.errors import ControlError
 from lazyfs.frontends.controlsocket import ControlServer, Handler, listening_at
+from lazyfs.handover import Outcome
 from lazyfs.options import parse_rate
-from lazyfs.stack import Image
+from lazyfs.preloading import Preloader
+from lazyfs.protocols.control import MOST_CELLS
+from lazyfs.stack import Image, Stack
 
 log = logging.getLogger(__name__)
 
-_MAP_CELLS = 4096  # of a map, at most
+
+async def _nothing_to_give(image: Image) -> list[Outcome]:
+    raise ControlError(
+        f"no loop device stands on {image.name} here", "mount it, and loop-mount that"
+    )
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the images of a daemon are. ``front_end``: "fuse", "loop", "nbd" or "serve";
-    ``places``: the mount point, the device, or all URIs."""
+class Front:
+    """The front end of a daemon. ``kind``: "fuse", "loop", "nbd" or "serve"; ``places``: the mount
+    point, the device, or all URIs.
 
-    front_end: str
+    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. ``give_away``:
+    move what stands on a complete image to its copy; raises a LazyfsError where that cannot be.
+    """
+
+    kind: str
     places: tuple[str, ...]
-
-
-End = Callable[[], Awaitable[object]]
+    end: Callable[[], Awaitable[object]]
+    give_away: Callable[[Image], Awaitable[Sequence[Outcome]]] = _nothing_to_give
 
 
 def let_steer(
-    place: Place,
-    images: Sequence[Image],
-    end: End,
+    front: Front,
+    stack: Stack,
     nursery: trio.Nursery,
     closing: contextlib.AsyncExitStack,
 ) -> None:
     """Answer over a control socket, until ``nursery`` is cancelled; ``closing`` takes it away.
 
-    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. Without a socket
-    the daemon works as well; so what stands against one is only said.
+    Without a socket the daemon works as well; so what stands against one is only said.
     """
     try:
         listener = closing.enter_context(listening_at(own_socket()))
@@ -55,21 +64,18 @@ def let_steer(
         log.warning("lazyfs status will not show this: %s", error)
         return
     recent = closing.enter_context(logs.remembering())
-    handlers = Steering(place, images, recent, end).handlers()
+    handlers = Steering(front, stack, recent).handlers()
     nursery.start_soon(ControlServer(handlers).listen, listener)
 
 
 class Steering:
     """The commands of one daemon."""
 
-    def __init__(
-        self, place: Place, images: Sequence[Image], recent: Iterable[str], end: End
-    ) -> None:
-        """``recent``: the last lines of the log, at any time. ``end``: see ``let_steer``."""
-        self._place = place
-        self._images = images
+    def __init__(self, front: Front, stack: Stack, recent: Iterable[str]) -> None:
+        """``recent``: the last lines of the log, at any time."""
+        self._front = front
+        self._stack = stack
         self._recent = recent
-        self._end = end
 
     def handlers(self) -> Mapping[str, Handler]:
         """What to call for which command."""
@@ -81,6 +87,10 @@ class Steering:
             "pause": self._pause,
             "resume": self._resume,
             "rate": self._rate,
+            "preload": self._preload,
+            "profile": self._record,
+            "reload": self._reload,
+            "handover": self._hand_over,
             "stop": self._stop,
         }
 
@@ -88,17 +98,17 @@ class Steering:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "front_end": self._place.front_end,
-            "where": next(iter(self._place.places), ""),
-            "places": self._place.places,
+            "front_end": self._front.kind,
+            "where": next(iter(self._front.places), ""),
+            "places": self._front.places,
             "images": [_described(image) for image in self._picked(fields)],
         }
 
     async def _map(self, fields: dict[str, Any]) -> Mapping[str, Any]:
         """What is here and what is coming, in at most ``cells`` parts of equal length."""
         cells = fields.get("cells", 1024)
-        if not isinstance(cells, int) or not 1 <= cells <= _MAP_CELLS:
-            raise ControlError(f"a map has 1 to {_MAP_CELLS} cells")
+        if not isinstance(cells, int) or not 1 <= cells <= MOST_CELLS:
+            raise ControlError(f"a map has 1 to {MOST_CELLS} cells")
         return {"images": [_mapped(image, cells) for image in self._picked(fields)]}
 
     async def _log(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
@@ -131,19 +141,62 @@ class Steering:
             image.cache.limit_rate(rate)
         return {"rate": rate}
 
+    async def _preload(self, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Fetch what ``patterns`` name of an ISO, or what a ``profile`` holds, before the rest."""
+        patterns, profile = fields.get("patterns", []), fields.get("profile")
+        if not isinstance(patterns, list) or not isinstance(profile, str | None):
+            raise ControlError("what to preload is a list of patterns, or a profile's file")
+        asked_for = 0
+        for image in self._picked(fields):
+            image.cache.resume()
+            preloader = Preloader(image)
+            if profile is not None:
+                await preloader.replay(Path(profile), bool(fields.get("any_version")))
+            for pattern in patterns:
+                await preloader.preload(str(pattern))
+            asked_for += preloader.asked_for
+        return {"bytes": asked_for}
+
+    async def _record(self, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Write down in a file what is used from now on, as a profile; or stop that, with null."""
+        file = fields.get("file")
+        if not isinstance(file, str | None):
+            raise ControlError("a profile is written to a file")
+        images = self._picked(fields)
+        if file is not None and len(images) > 1:
+            raise ControlError("a profile is of one image", "name the image")
+        for image in images:
+            await image.recorder.record_to(Path(file) if file is not None else None)
+        return {}
+
+    async def _reload(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Read anew what says to servers who we are."""
+        await self._stack.renew_logins()
+        log.info("logins are read anew")
+        return {}
+
+    async def _hand_over(self, fields: dict[str, Any]) -> Mapping[str, Any]:
+        """Move what stands on complete images to their copies."""
+        found = [
+            outcome
+            for image in self._picked(fields)
+            for outcome in await self._front.give_away(image)
+        ]
+        return {"devices": [asdict(outcome) for outcome in found]}
+
     async def _stop(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """End, unless somebody needs it."""
-        await self._end()
+        await self._front.end()
         return {}
 
     def _picked(self, fields: dict[str, Any]) -> Sequence[Image]:
         """The image that is named, or all. Raises ControlError."""
         name = fields.get("image")
         if name is None:
-            return self._images
-        picked = [image for image in self._images if image.name == name]
+            return self._stack.images
+        picked = [image for image in self._stack.images if image.name == name]
         if not picked:
-            names = ", ".join(image.name for image in self._images)
+            names = ", ".join(image.name for image in self._stack.images)
             raise ControlError(f"there is no image {name!r} here", f"there are {names}")
         return picked
 

@@ -39,7 +39,7 @@ def _unmount_fuse(mountpoint: Path) -> None:
                 f"{mountpoint} is in use by {', '.join(loops)}",
                 "unmount the filesystem on it first (losetup -d detaches a bare loop device)",
             ) from error
-        holders = holders_of_mount(mountpoint)
+        holders = holders_of_mount(mountpoint) if "busy" in error.message else []
         if holders:
             raise MountError(
                 f"{mountpoint} is in use: {'; '.join(holders)}", "end that, or leave the directory"

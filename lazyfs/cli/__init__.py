@@ -1,45 +1,65 @@
 """The command ``lazyfs``: from what was typed to the module that does it.
 
-One module a command. Each has ``main(arguments) -> exit code`` and is imported only when it is
-asked for: ``lazyfs --help`` must not wait for an event loop to be imported.
+One module a command. Each has ``main(arguments) -> exit code`` and ``_parser()``, and is imported
+only when it is asked for: ``lazyfs --help`` must not wait for an event loop to be imported.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
 
+from lazyfs.cli.parser import Parser, suggestion
 from lazyfs.errors import LazyfsError, UsageError
 from lazyfs.texts import printable
 
-COMMANDS = {
-    "attach": "show an image as a block device",
-    "cache": "look at what is cached, verify it, clean up",
-    "cat": "write files of an ISO image to stdout",
-    "cp": "copy files out of an ISO image",
-    "demo": "a tour with no network at all",
-    "detach": "detach what attach attached",
-    "fill": "fetch all the rest of a mounted image",
-    "info": "show what an image is, and what its server can do",
-    "loop": "mount the filesystem that is in an image",
-    "ls": "show what is in an ISO image",
-    "map": "show which parts of an image are here",
-    "pause": "fetch nothing that nobody waits for",
-    "profile": "look at profiles, and make one of several",
-    "rate": "limit how fast the rest is fetched",
-    "resume": "go on with what was paused",
-    "serve": "serve images to NBD clients",
-    "status": "show what runs, and how it is doing",
-    "stop": "end a daemon, unless it is in use",
-    "top": "watch a daemon at work",
-    "umount": "unmount what lazyfs mounted",
+GROUPS = {
+    "use an image": {
+        "mount": "show images as files in a directory (the default)",
+        "loop": "mount the filesystem that is in an image",
+        "attach": "show an image as a block device",
+        "serve": "serve images to NBD clients",
+        "umount": "unmount what lazyfs mounted",
+        "detach": "detach what attach attached",
+    },
+    "look into an image": {
+        "info": "show what an image is, and what its server can do",
+        "ls": "show what is in an ISO image",
+        "cat": "write files of an ISO image to stdout",
+        "cp": "copy files out of an ISO image",
+    },
+    "see what runs": {
+        "status": "show what runs, and how it is doing",
+        "top": "watch a daemon at work",
+        "map": "show which parts of an image are here",
+        "metrics": "print metrics of what runs, for Prometheus",
+    },
+    "steer what runs": {
+        "fill": "fetch all the rest of a mounted image",
+        "pause": "fetch nothing that nobody waits for",
+        "resume": "go on with what was paused",
+        "rate": "limit how fast the rest is fetched",
+        "preload": "fetch parts of an image before the rest",
+        "handover": "move loop devices to the copy in the cache",
+        "reload": "read logins again",
+        "stop": "end a daemon, unless it is in use",
+    },
+    "look after things": {
+        "cache": "look at what is cached, verify it, clean up",
+        "profile": "look at profiles, and make one of several",
+    },
+    "learn": {
+        "demo": "a tour with no network at all",
+        "help": "show the help of a command",
+    },
 }
+COMMANDS = {name: what for group in GROUPS.values() for name, what in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code: 0, 1 for an error, 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _run(arguments)
+        return run(arguments)
     except LazyfsError as error:
         return report(error)
     except KeyboardInterrupt:
@@ -57,7 +77,8 @@ def report(error: LazyfsError) -> int:
     return error.exit_code
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code. Raises LazyfsError."""
     word = arguments[0] if arguments else "--help"
     if word in COMMANDS:
         command = importlib.import_module(f"lazyfs.cli.{word}")
@@ -67,8 +88,15 @@ def _run(arguments: list[str]) -> int:
     if not word.startswith("-") and "://" not in word:
         raise UsageError(
             f"{word!r} is neither a URL nor a command",
-            f"commands are {', '.join(COMMANDS)}; a URL begins like https://",
+            suggestion(word, COMMANDS)
+            or "lazyfs --help shows the commands, and a URL begins like https://",
         )
     from lazyfs.cli import mount
 
     return mount.main(arguments or ["--help"])
+
+
+def parser_of(command: str) -> Parser:
+    """What a command knows of its options and arguments."""
+    parser: Parser = importlib.import_module(f"lazyfs.cli.{command}")._parser()
+    return parser

@@ -5,17 +5,18 @@ import math
 from collections.abc import Sequence
 
 from lazyfs.cli import report
-from lazyfs.cli.common import add_options, as_type, daemon_options, hide_secrets, images_at
-from lazyfs.cli.parser import Parser
+from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.words import as_type
 from lazyfs.errors import UsageError
 from lazyfs.options import parse_duration
 
 _USAGE = "lazyfs attach [OPTION]... URL [DEVICE]"
 _EXAMPLE = """\
 example:
-  lazyfs attach https://host/disk.raw              (prints the device that it took: /dev/nbd0)
+  lazyfs attach https://host/disk.raw            (prints the device: /dev/nbd0)
   mount -o ro /dev/nbd0p1 /media
-  lazyfs attach --repair /dev/nbd0 https://host/disk.raw     (after lazyfs was killed)
+  lazyfs attach --repair /dev/nbd0 https://host/disk.raw     (if it was killed)
   umount /media; lazyfs detach /dev/nbd0
 """
 _LONGEST = 7 * 24 * 3600  # seconds
@@ -57,14 +58,14 @@ def _parser() -> Parser:
     add(
         "--repair",
         action="store_true",
-        help="take DEVICE over from a lazyfs that was killed; attach it if nothing is there",
+        help="take DEVICE over from a lazyfs that was killed",
     )
     add(
         "--dead-timeout",
         metavar="SECONDS",
         type=as_type(_parse_dead_timeout),
         default=300.0,
-        help="how long readers wait for a --repair before they get errors (default: 300)",
+        help=Rare("how long readers wait for a --repair (default: 300)"),
     )
     add_options(parser)
     return parser

@@ -9,14 +9,17 @@ from typing import Any
 
 from lazyfs import caches
 from lazyfs.caches import Cache, Verdict
-from lazyfs.cli.common import as_type, cache_directory
+from lazyfs.cli.common import cache_directory
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
+from lazyfs.cli.words import as_type
 from lazyfs.errors import UsageError
 from lazyfs.options import format_size, parse_duration, parse_size
 
+_HELP = ("-h", "--help", "--help-all")
 _EPILOG = """\
 CACHE is a URL, or a name as list shows it, or the beginning of one.
+Without a command: list.
 
 example:
   lazyfs cache list
@@ -26,7 +29,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``lazyfs cache``; returns the exit code: 1 if ``verify`` found damage."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _HELP):
         arguments = ["list", *arguments]
     given = _parser().parse_args(arguments)
     found = caches.all_caches(cache_directory(given.cache_dir))
@@ -36,20 +39,32 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("lazyfs cache", "Look at caches, verify them, and clean up.", _EPILOG)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for name, command, what in (
-        ("list", _list, "say what is cached, how much of it, and who uses it (the default)"),
-        ("verify", _verify, "compare every cached block with its checksum"),
-        ("prune", _prune, "remove what no mount can use any more, and what else is named"),
-        ("rm", _rm, "remove these caches"),
+    parser = Parser(
+        "lazyfs cache",
+        "Look at caches, verify them, and clean up.",
+        _EPILOG,
+        "lazyfs cache [COMMAND] [OPTION]... [CACHE]...",
+    )
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=Parser, prog=parser.prog
+    )
+    for name, command, example, what in (
+        ("list", _list, "--json", "say what is cached, how much of it, and who uses it"),
+        ("verify", _verify, "debian.iso", "compare every cached block with its checksum"),
+        ("prune", _prune, "--unused 30d", "remove what no mount can use any more, and more"),
+        ("rm", _rm, "debian.iso", "remove these caches"),
     ):
-        sub = commands.add_parser(name, help=what, description=f"{what.capitalize()}.")
+        sub = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what.capitalize()}.",
+            epilog=f"example:\n  lazyfs cache {name} {example}\n",
+        )
         sub.set_defaults(command=command)
         if command is _verify:
-            sub.add_argument("caches", nargs="*", metavar="CACHE", help="(default: all)")
+            sub.add_argument("caches", nargs="*", metavar="CACHE", help="which (default: all)")
         if command is _rm:
-            sub.add_argument("caches", nargs="*", metavar="CACHE")
+            sub.add_argument("caches", nargs="*", metavar="CACHE", help="which")
             sub.add_argument("--all", action="store_true", help="all that no mount uses")
         if command is _prune:
             sub.add_argument("--unused", metavar="TIME", type=as_type(parse_duration),

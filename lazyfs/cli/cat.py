@@ -49,7 +49,6 @@ def _parser() -> Parser:
         "lazyfs cat",
         "Write files of an ISO image to stdout. Only they are fetched.",
         _EXAMPLE,
-        "lazyfs cat [OPTION]... IMAGE PATH...",
     )
     add_image(parser)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="in the image")

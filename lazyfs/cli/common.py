@@ -4,20 +4,19 @@ import argparse
 import contextlib
 import logging
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lazyfs import __version__
-from lazyfs.cli.parser import Parser
+from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.servers import add_server_options, http_options
+from lazyfs.cli.words import absolute, as_type
 from lazyfs.errors import UsageError
 from lazyfs.options import (
     AUTO,
     CACHE_ENDINGS,
     CacheOptions,
     DaemonOptions,
-    HttpOptions,
     ImageOptions,
     LogOptions,
     MountOptions,
@@ -27,7 +26,6 @@ from lazyfs.options import (
     StackOptions,
     parse_block_size,
     parse_cache_size,
-    parse_duration,
     parse_rate,
     parse_readahead,
     parse_size,
@@ -38,31 +36,6 @@ if TYPE_CHECKING:
     from lazyfs.iso.tree import Tree
 
 T = TypeVar("T")
-
-USER_AGENT = f"lazyfs/{__version__}"
-
-# Header fields by which ranges are asked for, answers are framed, and connections are kept.
-# (Host is the user's, as with curl: it goes with the URL's own host only.)
-_OURS = frozenset(
-    {
-        "accept-encoding",
-        "connection",
-        "content-length",
-        "expect",
-        "if-match",
-        "if-modified-since",
-        "if-none-match",
-        "if-range",
-        "if-unmodified-since",
-        "keep-alive",
-        "proxy-connection",
-        "range",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 
 def hide_secrets(words: Sequence[str]) -> None:
@@ -82,31 +55,27 @@ def add_options(parser: Parser) -> None:
     """What can be said of how images are fetched, cached and logged while they are mounted."""
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
-    add("--system", action="store_true", help="a root filesystem will stand on it: see lazyfs(1)")
+    add("--system", action="store_true", help=Rare("a root filesystem will stand on it"))
     add_cache_options(parser)
-    fetching = parser.add_argument_group("fetching")
-    add = fetching.add_argument
+    add = parser.add_argument_group("fetching").add_argument
     add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
-        help="seconds of throughput (4s, the default) or a size (8M); 0 for none")  # fmt: skip
+        help=Rare("how far, in time (default: 4s) or as a size; 0 for none"))  # fmt: skip
     add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
     add("--rate", metavar="RATE", type=as_type(parse_rate),
-        help="at most so fast: 10M/s (with --fill)")  # fmt: skip
+        help=Rare("with --fill: at most so fast, like 10M/s"))  # fmt: skip
     add("--preload", metavar="GLOB", action="append", default=[],
-        help="fetch these files of an ISO first; see lazyfs(1)")  # fmt: skip
-    add(
-        "--profile",
-        metavar="FILE",
-        help="fetch first what an earlier run used (auto: URL.lazyprofile)",
-    )
-    add("--profile-any", action="store_true", help="also if it is of another version of the image")
-    add("--record", metavar="FILE", help="write down what is used, as a profile")
+        help=Rare("fetch these files of an ISO first (may be repeated)"))  # fmt: skip
+    add("--profile", metavar="FILE", help="fetch first what an earlier run used, by its profile")
+    add("--profile-any", action="store_true",
+        help=Rare("use the profile also if it is of another version of the image"))  # fmt: skip
+    add("--record", metavar="FILE", help=Rare("write down what is used, as a profile"))
     add_server_options(parser)
-    logging_ = parser.add_argument_group("logging")
-    add = logging_.add_argument
+    add = parser.add_argument_group("logging").add_argument
     add("-v", "--verbose", action="store_true", help="log more")
-    add("-q", "--quiet", action="store_true", help="log errors only")
-    add("--log-file", metavar="FILE", help="log there, not to syslog")
-    add("--log-format", choices=("text", "json"), default="text", help="(default: text)")
+    add("-q", "--quiet", action="store_true", help=Rare("log errors only"))
+    add("--log-file", metavar="FILE", help=Rare("log there, not to syslog"))
+    add("--log-format", choices=("text", "json"), default="text",
+        help=Rare("lines for people, or JSON (default: text)"))  # fmt: skip
 
 
 def add_image(parser: Parser) -> None:
@@ -124,35 +93,20 @@ def add_source_options(parser: Parser) -> None:
 
 def add_cache_options(parser: Parser) -> None:
     add = parser.add_argument_group("cache").add_argument
-    add("--cache-dir", metavar="DIR", help="where caches are kept (default: XDG's cache directory)")
-    add("--bitmap", metavar="FILE", help="with --cache: the cache of one image in two named files")
-    add("--cache", metavar="FILE", help="with --bitmap: the file that holds the image's data")
-    add("--no-cache", action="store_true", help="keep little, in memory only")
+    add("--cache-dir", metavar="DIR", help="where caches are kept (default: the user's own)")
+    add("--bitmap", metavar="FILE",
+        help=Rare("with --cache: the cache of one image in two named files"))  # fmt: skip
+    add("--cache", metavar="FILE",
+        help=Rare("with --bitmap: the file that holds the image's data"))  # fmt: skip
+    add("--no-cache", action="store_true", help=Rare("keep nothing on disk, and little in memory"))
     add("--cache-size", metavar="SIZE", type=as_type(parse_cache_size),
-        help="what all caches in DIR may take together (default: no limit)")  # fmt: skip
+        help="what all caches in DIR may take together, like 10G")  # fmt: skip
     add("--min-free", metavar="SIZE", type=as_type(parse_size),
-        help="leave so much of the cache's disk free (default: 0)")  # fmt: skip
+        help=Rare("leave so much of the cache's disk free (default: 0)"))  # fmt: skip
     add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
-        help="if another version of the image is cached (default: refetch)")  # fmt: skip
+        help=Rare("when another version of the image is cached (default: refetch)"))  # fmt: skip
     add("--block-size", metavar="SIZE", type=as_type(parse_block_size),
-        help="4K to 1M (default: 32K; 8K with --profile)")  # fmt: skip
-
-
-def add_server_options(parser: Parser) -> None:
-    add = parser.add_argument_group("server").add_argument
-    add("--connections", metavar="N", type=as_type(_connections), default=4,
-        help="a host (default: 4)")  # fmt: skip
-    add("--timeout", metavar="SECONDS", type=as_type(parse_duration), default=60.0,
-        help="until a read fails; 0 for never (default: 60)")  # fmt: skip
-    add("--header", metavar="'K: V'", action="append", default=[], type=as_type(_header),
-        help="send this header field too (may be repeated)")  # fmt: skip
-    add("--netrc", action="store_true", help="take logins from ~/.netrc")
-    add("--user-agent", default=USER_AGENT, type=as_type(_field_value), help=argparse.SUPPRESS)
-    add("--proxy", metavar="URL", help="(default: http_proxy, https_proxy, no_proxy)")
-    add("--cacert", metavar="FILE", type=absolute, help="trust the certificates in FILE")
-    add("--insecure", action="store_true", help="trust any certificate")
-    add("--nbd-fixed", action="store_true", help="an NBD export never changes: keep its cache")
-    add("--insecure-redirects", action="store_true", help="follow redirects from https to http")
+        help=Rare("of a new cache: 4K to 1M (default: 32K; 8K with --profile)"))  # fmt: skip
 
 
 def mount_options(
@@ -172,7 +126,7 @@ def daemon_options(given: argparse.Namespace, images: tuple[ImageOptions, ...]) 
         images=images,
         cache=_cache(given, len(images)),
         log=_log(given),
-        http=_http(given),
+        http=http_options(given),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
         readahead=given.readahead,
@@ -196,7 +150,7 @@ def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
     return StackOptions(
         images=images,
         cache=_cache(given, 1),
-        http=_http(given),
+        http=http_options(given),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
         readahead=ReadAheadLimit(size=0),  # what will be wanted is known, and asked for
@@ -287,11 +241,6 @@ def _cache(given: argparse.Namespace, images: int) -> CacheOptions:
     )
 
 
-def absolute(path: str) -> Path:
-    """The path as it is now: the daemon works in another directory."""
-    return Path(os.path.abspath(path))
-
-
 def cache_directory(named: str | None) -> Path:
     """Where caches are: the directory that was named, or the user's own."""
     if named:
@@ -304,60 +253,10 @@ def cache_directory(named: str | None) -> Path:
         raise UsageError("there is no home directory for a cache", "give --cache-dir") from error
 
 
-def _http(given: argparse.Namespace) -> HttpOptions:
-    return HttpOptions(
-        connections=given.connections,
-        # A read whose server falls silent has time to ask again, over another connection.
-        stall=min(HttpOptions.stall, given.timeout / 3 or HttpOptions.stall),
-        headers=tuple(given.header),
-        netrc=given.netrc,
-        user_agent=given.user_agent,
-        proxy=given.proxy,
-        cacert=given.cacert,
-        insecure=given.insecure,
-        insecure_redirects=given.insecure_redirects,
-    )
-
-
 def _log(given: argparse.Namespace) -> LogOptions:
     level = logging.DEBUG if given.verbose else logging.ERROR if given.quiet else logging.INFO
     file = absolute(given.log_file) if given.log_file else None
     return LogOptions(level, file, given.log_format == "json")
-
-
-def _connections(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 64:
-        raise UsageError(f"{text!r} connections cannot be used", "give a number from 1 to 64")
-    return int(text)
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-        raise UsageError("a --header is not one", "write it as 'Name: value'")
-    if name.lower() in _OURS:
-        raise UsageError(f"--header cannot set {name}: it belongs to lazyfs", "leave it out")
-    return name, _field_value(value)
-
-
-def _field_value(text: str) -> str:
-    """What may stand in a header field (RFC 9110 section 5.5), as far as it can be sent."""
-    value = text.strip(" \t")
-    if not all(c.isprintable() or c == "\t" for c in value) or not value.isascii():
-        raise UsageError("a header has characters that cannot be sent", "leave them out")
-    return value
-
-
-def as_type(parse_text: Callable[[str], T]) -> Callable[[str], T]:
-    """``parse_text`` as an argparse type: it would hide the message of any error but its own."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse_text(text)
-        except UsageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
 
 
 def log_to_terminal() -> None:

@@ -35,7 +35,7 @@ _NARROWEST = 20  # characters: below that lines may run over
 
 
 def main(arguments: Sequence[str]) -> int:
-    Parser("lazyfs demo", _ABOUT, _EXAMPLE).parse_args(arguments)
+    _parser().parse_args(arguments)
     # Only here: --help must not wait for these imports.
     from rich.console import Console
 
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:  # no room, most likely
         raise LazyfsError(f"the demo cannot go on: {error}") from error
     return 0
+
+
+def _parser() -> Parser:
+    return Parser("lazyfs demo", _ABOUT, _EXAMPLE)
 
 
 def _tell(console: "Console") -> None:

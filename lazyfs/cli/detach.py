@@ -12,7 +12,11 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("lazyfs detach", "Detach an image from its block device.", _EXAMPLE)
-    parser.add_argument("device", metavar="DEVICE")
-    detach(parser.parse_args(arguments).device)
+    detach(_parser().parse_args(arguments).device)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("lazyfs detach", "Detach an image from its block device.", _EXAMPLE)
+    parser.add_argument("device", metavar="DEVICE", help="the device, like /dev/nbd0")
+    return parser

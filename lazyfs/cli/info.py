@@ -45,7 +45,6 @@ def _parser() -> Parser:
         "lazyfs info",
         "Show what an image is, and what its server can do.",
         _EXAMPLE,
-        "lazyfs info [OPTION]... IMAGE",
     )
     add_image(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

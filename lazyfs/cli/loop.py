@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from lazyfs.cli import report
 from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
-from lazyfs.cli.parser import Parser
+from lazyfs.cli.parser import Parser, Rare
 from lazyfs.errors import UsageError
 
 _USAGE = "lazyfs loop [OPTION]... URL MOUNTPOINT"
 _EXAMPLE = """\
 example:
   lazyfs loop https://host/filesystem.squashfs /media
-  lazyfs loop --fill https://host/debian.iso /media     (the daemon ends when all is here)
+  lazyfs loop --fill https://host/debian.iso /media     (ends when all is here)
   lazyfs umount /media
 """
 
@@ -42,11 +42,12 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("where", nargs="+", metavar="URL MOUNTPOINT", help=argparse.SUPPRESS)
     add("-o", metavar="OPTS", action="append", default=[], help="the filesystem's mount options")
-    add("-t", "--type", metavar="TYPE", help="the filesystem's type (default: mount finds out)")
+    add("-t", "--type", metavar="TYPE",
+        help=Rare("the filesystem's type (default: mount finds out)"))  # fmt: skip
     add(
         "--repair",
         action="store_true",
-        help="revive the loop device on MOUNTPOINT, whose daemon died",
+        help="revive the loop device of a lazyfs that was killed",
     )
     add_options(parser)
     return parser

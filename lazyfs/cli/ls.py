@@ -50,7 +50,6 @@ def _parser() -> Parser:
         "lazyfs ls",
         "Show what is in an ISO image.",
         _EXAMPLE,
-        "lazyfs ls [OPTION]... IMAGE [PATH]",
     )
     add_image(parser)
     add = parser.add_argument

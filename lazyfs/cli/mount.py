@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lazyfs import __version__
-from lazyfs.cli import COMMANDS, report
+from lazyfs.cli import COMMANDS, GROUPS, report
 from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
-from lazyfs.cli.parser import Parser
+from lazyfs.cli.parser import Parser, Rare, suggestion
 from lazyfs.errors import UsageError
 from lazyfs.options import MountOptions
 
@@ -31,10 +31,11 @@ _IGNORED = re.compile(
 
 _CLUSTER = re.compile(r"-([fvq]*)o(.*)", re.DOTALL)  # "-o", "-oro", "-fo"
 
+_ABOUT_COMMAS = "see lazyfs --help; write a comma in a value as \\,"
 _USAGE = "lazyfs [OPTION]... URL... MOUNTPOINT\n       lazyfs COMMAND [ARGUMENT]..."
 _EXAMPLE = """\
 example:
-  lazyfs https://host/debian.iso /mnt/img     the image appears as /mnt/img/debian.iso
+  lazyfs https://host/debian.iso /mnt/img       (it is /mnt/img/debian.iso then)
   mount -o loop,ro /mnt/img/debian.iso /media
   lazyfs umount /mnt/img
 """
@@ -62,23 +63,34 @@ def parse(arguments: Sequence[str]) -> MountOptions:
 
 
 def _parser() -> Parser:
-    commands = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
     parser = Parser(
         "lazyfs",
         "Show remote images as local files, fetched as they are read.",
-        f"commands:\n{commands}\n\n{_EXAMPLE}",
+        _EXAMPLE,
         _USAGE,
+        more=(_commands_in_short(), _commands_in_full()),
     )
     add = parser.add_argument
-    parser.add_argument("-V", "--version", action="version", version=f"lazyfs {__version__}")
     add("where", nargs="+", metavar="URL... MOUNTPOINT", help=argparse.SUPPRESS)
-    add("-o", metavar="OPTS", help="mount options; all options below too, as in -o cache_dir=DIR")
+    add("-o", metavar="OPTS", help="mount options; all of these too, as in -o cache_dir=DIR")
     add("--name", action="append", default=[], help="the image's file name (once for each URL)")
     add("--browse", action="store_true", help="show the tree in the ISO image, and not the image")
     add("--allow-other", action="store_true", help="let other users read the mount")
-    add("--allow-root", action="store_true", help="let root read the mount")
+    add("--allow-root", action="store_true", help=Rare("let root read the mount"))
     add_options(parser)
+    add("-V", "--version", action="version", version=f"lazyfs {__version__}",
+        help="show the version")  # fmt: skip
     return parser
+
+
+def _commands_in_short() -> str:
+    rows = (f"  {title:<20}{', '.join(names)}" for title, names in GROUPS.items())
+    return "\n".join(["commands, of which lazyfs help COMMAND says more:", *rows])
+
+
+def _commands_in_full() -> str:
+    rows = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(["commands, of which lazyfs help COMMAND says more:", *rows])
 
 
 def _unfold(arguments: list[str], passed_on: list[str], parser: Parser) -> list[str]:
@@ -112,10 +124,11 @@ def _as_argument(option: str, parser: Parser) -> str:
     takes_value = parser.takes_value(argument)
     if takes_value is None:
         # What is not a word may be part of a secret, torn apart at a comma.
-        shown = f"mount option {name}" if re.fullmatch(r"[a-z_-]+", name) else "a mount option"
-        raise UsageError(
-            f"{shown} is unknown", "see lazyfs --help; write a comma in a value as \\,"
-        )
+        if not re.fullmatch(r"[a-z_-]+", name):
+            raise UsageError("a mount option is unknown", _ABOUT_COMMAS)
+        known = [long[2:].replace("-", "_") for long in parser.options() if long[:2] == "--"]
+        meant = suggestion(name, [*known, *_PASSED_ON])
+        raise UsageError(f"mount option {name} is unknown", meant or _ABOUT_COMMAS)
     if takes_value != bool(equals):
         wrong = "needs a value" if takes_value else "takes no value"
         raise UsageError(f"mount option {name} {wrong}", "see lazyfs --help")

@@ -1,31 +1,130 @@
-"""argparse, with errors of our own: one line, and exit code 2."""
+"""argparse, with help that fits a screen, and errors of our own: one line, and exit code 2.
+
+Help is of two lengths. ``--help`` has the options that most people need; those whose help is
+``Rare`` are left to ``--help-all``.
+"""
 
 import argparse
 import re
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from lazyfs.errors import UsageError
+
+
+class Rare(str):
+    """The help of an option that only ``--help-all`` shows."""
+
+    __slots__ = ()
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors, and that takes no abbreviations."""
 
-    def __init__(self, prog: str, description: str, epilog: str = "", usage: str = "") -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        epilog: str = "",
+        usage: str = "",
+        more: tuple[str, str] = ("", ""),
+    ) -> None:
+        """``more``: what stands before the epilog, in ``--help`` and in ``--help-all``."""
         super().__init__(
             prog=prog,
             usage=usage or None,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
         )
+        self._positionals.title = "arguments"
+        self.more = more
+        self.in_full = False
+        self.add_argument("-h", "--help", action="help", help=Rare("show the common options"))
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all options")
 
     def takes_value(self, option: str) -> bool | None:
         """Whether ``--option`` needs a value; None if there is no such option."""
         action = self._option_string_actions.get(option)
         return None if action is None else action.nargs != 0
 
+    def options(self) -> list[str]:
+        """All that begins with a dash and is known, in every spelling."""
+        return list(self._option_string_actions)
+
+    def groups(self) -> list[tuple[str, list[argparse.Action]]]:
+        """Groups of arguments and options: their titles, and what is not hidden of them."""
+        return [
+            (group.title or "", [a for a in group._group_actions if a.help != argparse.SUPPRESS])
+            for group in self._action_groups
+        ]
+
+    def positionals(self) -> list[argparse.Action]:
+        """The arguments that are no options, hidden ones too, in their order."""
+        return self._get_positional_actions()
+
+    def commands(self) -> dict[str, "Parser"]:
+        """The commands within this command, by their names."""
+        found: dict[str, Parser] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= action.choices
+        return found
+
+    def format_usage(self) -> str:
+        from lazyfs.cli import helptext
+
+        return f"usage: {self.usage or helptext.usage(self)}\n"
+
+    def format_help(self) -> str:
+        from lazyfs.cli import helptext
+
+        return helptext.in_full(self) if self.in_full else helptext.in_short(self)
+
     def error(self, message: str) -> NoReturn:
         # The value of an option that is misspelt may be a secret.
-        shown = re.sub(r"(unrecognized arguments: [^ =]*).*", r"\1", message, flags=re.DOTALL)
-        raise UsageError(shown, f"see {self.prog} --help")
+        unknown = re.match(r"unrecognized arguments: ([^ =]*)", message)
+        if unknown is None:
+            raise UsageError(message, f"see {self.prog} --help")
+        word = unknown[1]
+        meant = suggestion(word, self.options())
+        if not word.startswith("-"):
+            raise UsageError(unknown[0], f"see {self.prog} --help")
+        shown = word if meant or word.startswith("--") else word[:2]
+        raise UsageError(f"{shown} is unknown", meant or f"see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            of = action.option_strings[-1] if action.option_strings else self.prog
+            raise UsageError(
+                f"{of} knows no {value!r}", suggestion(value, known) or f"it knows {listed(known)}"
+            )
+
+
+class _HelpAll(argparse.Action):
+    """``--help-all``: as ``--help``, with everything."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        if isinstance(parser, Parser):
+            parser.in_full = True
+        parser.print_help()
+        parser.exit()
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The question whether another word was meant; empty if none is like this one."""
+    import difflib  # only here: few commands are wrong
+
+    def bare(name: str) -> str:
+        return name.lstrip("-").replace("_", "-").lower()
+
+    longer = {bare(name): name for name in known if len(bare(name)) > 1}
+    found = difflib.get_close_matches(bare(word), longer, n=1)
+    return f"did you mean {longer[found[0]]}?" if found else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Like ``a, b or c``."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

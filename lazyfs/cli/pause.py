@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 
-from lazyfs.cli.steer import tell
+from lazyfs.cli.parser import Parser
+from lazyfs.cli.steer import parser, tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    return tell("pause", "Fetch nothing that nobody waits for, until lazyfs resume.", arguments)
+    return tell("pause", _parser(), arguments)
+
+
+def _parser() -> Parser:
+    return parser("pause", "Fetch nothing that nobody waits for, until lazyfs resume.", "/mnt/img")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
+from lazyfs.cli.words import absolute
+from lazyfs.control import daemon_at
 from lazyfs.errors import OutputError
 from lazyfs.options import format_size
 from lazyfs.prefetch import profile
@@ -31,17 +33,44 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("lazyfs profile", "Look at profiles, and make one of several.", _EXAMPLE)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    what = "say what a profile holds"
-    show = commands.add_parser("show", help=what, description=f"{what.capitalize()}.")
-    show.add_argument("file", metavar="PROFILE")
+    parser = Parser("lazyfs profile", "Look at profiles, and make them.", _EXAMPLE)
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=Parser, prog=parser.prog
+    )
+    show = commands.add_parser(
+        "show",
+        help="say what a profile holds",
+        description="Say what a profile holds.",
+        epilog="example:\n  lazyfs profile show live.iso.lazyprofile\n",
+    )
+    show.add_argument("file", metavar="PROFILE", help="a file that --record has written")
     show.set_defaults(command=_show)
-    what = "write the profile of several runs together to stdout"
-    merge = commands.add_parser("merge", help=what, description=f"{what.capitalize()}.")
-    merge.add_argument("files", nargs="+", metavar="PROFILE")
+    merge = commands.add_parser(
+        "merge",
+        help="write the profile of several runs together to stdout",
+        description="Write the profile of several runs together to stdout.",
+        epilog="example:\n  lazyfs profile merge first.profile second.profile >both.profile\n",
+    )
+    merge.add_argument("files", nargs="+", metavar="PROFILE", help="what --record has written")
     merge.add_argument("-o", "--output", metavar="FILE", help="write it there, not to stdout")
     merge.set_defaults(command=_merge)
+    record = commands.add_parser(
+        "record",
+        help="write down what is used of a mounted image, from now on",
+        description="Write down what is used of a mounted image, from now on.",
+        epilog="example:\n  lazyfs profile record /mnt/img live.iso.lazyprofile\n",
+    )
+    record.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
+    record.add_argument("file", metavar="PROFILE", help="the file to write, now and then")
+    record.set_defaults(command=_record)
+    stop = commands.add_parser(
+        "stop",
+        help="stop writing down what is used",
+        description="Stop writing down what is used; the profile is complete then.",
+        epilog="example:\n  lazyfs profile stop /mnt/img\n",
+    )
+    stop.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
+    stop.set_defaults(command=_stop)
     return parser
 
 
@@ -82,6 +111,14 @@ def _merge(given: argparse.Namespace) -> None:
         Path(given.output).write_text(text)
     except OSError as error:
         raise OutputError(f"{given.output} cannot be written: {error.strerror}") from error
+
+
+def _record(given: argparse.Namespace) -> None:
+    daemon_at(given.where).ask("profile", file=str(absolute(given.file)))
+
+
+def _stop(given: argparse.Namespace) -> None:
+    daemon_at(given.where).ask("profile", file=None)
 
 
 def _read(name: str) -> Profile:

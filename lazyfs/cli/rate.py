@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 
-from lazyfs.cli.common import as_type
+from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
+from lazyfs.cli.words import as_type
 from lazyfs.control import daemon_at
 from lazyfs.options import parse_rate
 
 
 def main(arguments: Sequence[str]) -> int:
-    made = parser("rate", "Limit how fast the rest of an image is fetched.", "/mnt/img 10M/s")
-    made.add_argument("rate", metavar="RATE", type=as_type(_parse), help="10M/s; none for no limit")
-    given = made.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     daemon_at(given.where).ask("rate", rate=given.rate)
     return 0
+
+
+def _parser() -> Parser:
+    made = parser("rate", "Limit how fast the rest of an image is fetched.", "/mnt/img 10M/s")
+    made.add_argument("rate", metavar="RATE", type=as_type(_parse), help="10M/s; none for no limit")
+    return made
 
 
 def _parse(text: str) -> str | None:

@@ -2,8 +2,13 @@
 
 from collections.abc import Sequence
 
-from lazyfs.cli.steer import tell
+from lazyfs.cli.parser import Parser
+from lazyfs.cli.steer import parser, tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    return tell("resume", "Go on with what lazyfs pause has stopped.", arguments)
+    return tell("resume", _parser(), arguments)
+
+
+def _parser() -> Parser:
+    return parser("resume", "Go on with what lazyfs pause has stopped.", "/mnt/img")

@@ -5,28 +5,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lazyfs.cli import report
-from lazyfs.cli.common import (
-    absolute,
-    add_options,
-    as_type,
-    daemon_options,
-    hide_secrets,
-    images_at,
-)
-from lazyfs.cli.parser import Parser
+from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.words import absolute, as_type
 from lazyfs.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_USAGE = "lazyfs serve [OPTION]... URL..."
 _EXAMPLE = """\
 example:
   lazyfs serve --unix /run/debian.sock https://host/debian.iso
   nbdcopy 'nbd+unix:///?socket=/run/debian.sock' debian.iso
-
   lazyfs serve https://host/disk.raw --run 'nbdinfo --map "$uri"'
-  nbdfuse disk.raw [ lazyfs serve -s https://host/disk.raw ]
 """
 
 
@@ -55,20 +46,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("lazyfs serve", "Serve remote images to NBD clients.", _EXAMPLE, _USAGE)
+    parser = Parser("lazyfs serve", "Serve remote images to NBD clients.", _EXAMPLE)
     parser.add_argument("where", nargs="+", metavar="URL", help="the first is the default export")
     add = parser.add_argument
-    add("--name", action="append", default=[], help="the export's name (once for each URL)")
+    add("--name", action="append", default=[], help=Rare("the export's name (once for each URL)"))
     add("-U", "--unix", metavar="PATH", type=absolute, help="listen on a Unix socket")
     add("--tcp", metavar="[ADDR:]PORT", type=as_type(_parse_tcp),
         help="listen on TCP (default ADDR: 127.0.0.1)")  # fmt: skip
     add("-s", "--single", action="store_true", help="serve one client on stdin and stdout")
     add("--run", metavar="COMMAND", help="end with this command, which finds us by $uri")
-    add("-P", "--pidfile", metavar="FILE", type=absolute, help="write the process id there")
+    add("-P", "--pidfile", metavar="FILE", type=absolute, help=Rare("write the process id there"))
     add("--tls-certificates", metavar="DIR", type=absolute, help="serve nothing without TLS")
-    add("--tls-psk", metavar="FILE", type=absolute, help="the same, with keys instead")
-    add("--tls-verify-peer", action="store_true", help="ask clients for certificates too")
-    add("--allow-plain", action="store_true", help="serve other machines without TLS")
+    add("--tls-psk", metavar="FILE", type=absolute, help=Rare("the same, with keys instead"))
+    add("--tls-verify-peer", action="store_true",
+        help=Rare("ask clients for certificates too"))  # fmt: skip
+    add("--allow-plain", action="store_true", help=Rare("serve other machines without TLS"))
     add_options(parser)
     return parser
 

@@ -14,18 +14,11 @@ def parser(name: str, what: str, example: str) -> Parser:
     return made
 
 
-def tell(name: str, what: str, arguments: Sequence[str], **fields: Any) -> int:
+def tell(name: str, made: Parser, arguments: Sequence[str], **fields: Any) -> int:
     """A command with nothing to say but WHERE; returns the exit code."""
-    given = parser(name, what, "/mnt/img").parse_args(arguments)
+    given = made.parse_args(arguments)
     daemon_at(given.where).ask(name, **fields)
     return 0
-
-
-def cells_of(daemon: Daemon, image: str, count: int) -> list[list[float]]:
-    """The map of one image, in at most so many parts. Raises ControlError."""
-    (found,) = daemon.ask("map", image=image, cells=count)["images"]
-    cells: list[list[float]] = found["cells"]
-    return cells
 
 
 def images_of(daemon: Daemon) -> list[dict[str, Any]]:

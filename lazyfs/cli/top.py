@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.text import Text
 
 from lazyfs.cli import heatmap
-from lazyfs.cli.common import as_type
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.status import summary
-from lazyfs.cli.steer import cells_of, parser
+from lazyfs.cli.steer import parser
 from lazyfs.cli.terminal import is_utf8, printing
+from lazyfs.cli.words import as_type
 from lazyfs.control import Daemon, daemon_at
 from lazyfs.options import format_size, parse_duration
 from lazyfs.texts import printable
@@ -24,7 +24,6 @@ _EVERY = 1.0  # seconds
 _SHORTEST = 0.1  # seconds
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " ._-=+*#@"
 _MAP_ROWS = 6
-_MOST_CELLS = 4096  # of a map, which the socket gives
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,8 +52,8 @@ def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
     """All that fits on the terminal. Raises ControlError when the daemon has ended."""
     width, height = shutil.get_terminal_size()
     images = daemon.ask("status")["images"]
-    cells = max(1, min(_MOST_CELLS, _MAP_ROWS * (width - 2)))
-    maps = {image["name"]: cells_of(daemon, image["name"], cells) for image in images}
+    cells = _MAP_ROWS * (width - 2)
+    maps = {image["name"]: daemon.cells(image["name"], cells) for image in images}
     history.append(sum(image["flow"] for image in images))
     parts = [Text(f"{daemon.where}  (process {daemon.status['pid']})", "bold")]
     for image in images:
@@ -71,10 +70,9 @@ def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
 def _image(image: dict[str, Any], cells: list[list[float]], width: int) -> Iterator[Text]:
     yield Text(printable(image["url"]))
     for name, value in summary(image).items():
-        yield Text(
-            printable(f"  {name:<8}{value}"), "red" if image["trouble"] and name == "server" else ""
-        )
-    for row in heatmap.rows(cells, width - 2, ascii_only=not is_utf8()):
+        colour = "red" if image["trouble"] and name == "server" else ""
+        yield Text(printable(f"  {name:<8}{value}"), colour)
+    for row in heatmap.rows(cells, max(1, width - 2), ascii_only=not is_utf8()):
         yield Text.assemble("|", row, "|")
 
 

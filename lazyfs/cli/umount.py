@@ -14,7 +14,11 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser("lazyfs umount", "Unmount a mount of lazyfs.", _EXAMPLE)
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    unmount(Path(os.path.realpath(parser.parse_args(arguments).mountpoint)))
+    unmount(Path(os.path.realpath(_parser().parse_args(arguments).mountpoint)))
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("lazyfs umount", "Unmount a mount of lazyfs.", _EXAMPLE)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted")
+    return parser

@@ -13,8 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from lazyfs.errors import DeviceError
 from lazyfs.frontends.nbdcontrol import (
@@ -40,16 +38,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class IoctlControl:
     """What ``nbdcontrol.Control`` is, as far as ioctls go."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass  # nothing is kept open
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def connect(self, index: int | None, setup: Setup, kernels: socket.socket) -> int:
         """Make a device, a free one if ``index`` is None; returns its index. Raises DeviceError."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import trio
 
 from lazyfs.device import Device
+from lazyfs.errors import ProfileError
 from lazyfs.prefetch.profile import Profile, Recording, as_text
 from lazyfs.ranges import clamp
 from lazyfs.view import DeviceView
@@ -19,17 +20,40 @@ SAVE_EVERY = 30.0  # seconds: what a machine that is switched off may lose
 class Recorder(DeviceView):
     """What readers ask of ``below``, in a file. It must see reads before anything joins them."""
 
-    def __init__(self, below: Device, url: str, file: Path) -> None:
-        """``url``: without secrets, for the profile. ``file``: written when ``run`` is running."""
+    def __init__(self, below: Device, url: str, file: Path | None) -> None:
+        """``url``: without secrets, for the profile. ``file``: see ``record_to``; None for none."""
         super().__init__(below)
         self._url = url
         self._file = file
         self._recording = Recording()
         self._changed = True
+        self._failing = False
+
+    @property
+    def file(self) -> Path | None:
+        """Where the profile goes; None if nothing is recorded."""
+        return self._file
+
+    async def record_to(self, file: Path | None) -> None:
+        """Begin a new profile in ``file``, which is written while ``run`` runs; or none any more.
+
+        What was recorded before is saved in its own file. Raises ProfileError if ``file`` cannot be
+        written; all is as it was then.
+        """
+        await self._save()
+        begun = Recording()
+        if file is not None:
+            try:
+                empty = begun.profile(self._url, self.identity)
+                await trio.to_thread.run_sync(_write, file, empty)
+            except OSError as error:
+                raise ProfileError(f"{file} cannot be written: {error.strerror}") from error
+        self._file, self._recording, self._changed = file, begun, False
 
     async def read(self, offset: int, length: int) -> bytes:
-        span = clamp(offset, length, self.identity.size)
-        self._changed = self._recording.note(trio.current_time(), span) or self._changed
+        if self._file is not None:
+            span = clamp(offset, length, self.identity.size)
+            self._changed = self._recording.note(trio.current_time(), span) or self._changed
         return await super().read(offset, length)
 
     async def run(self) -> None:
@@ -43,7 +67,7 @@ class Recorder(DeviceView):
 
     async def _save(self) -> None:
         """Write down what is new. What goes wrong with it is no reader's trouble."""
-        if not self._changed:
+        if not self._changed or self._file is None:
             return
         self._changed = False
         found = self._recording.profile(self._url, self.identity)
@@ -52,7 +76,11 @@ class Recorder(DeviceView):
                 await trio.to_thread.run_sync(_write, self._file, found)
         except OSError as error:
             self._changed = True
-            log.error("the profile %s cannot be written: %s", self._file, error.strerror)
+            if not self._failing:
+                log.error("the profile %s cannot be written: %s", self._file, error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 def _write(file: Path, profile: Profile) -> None:

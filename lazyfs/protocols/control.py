@@ -20,6 +20,7 @@ from lazyfs.errors import ControlError
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a line
+MOST_CELLS = 4096  # of a map
 
 Fields = Mapping[str, Any]
 

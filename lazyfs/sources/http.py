@@ -14,16 +14,14 @@ The careful way uses ``httpx.AsyncHTTPTransport`` and not ``httpx.AsyncClient``:
 adds (redirects, cookies, decoding) is what must be decided here. HTTP/1.1 only: HTTP/2 in Python is
 3 to 6 times slower.
 
-A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
 No message repeats what a library or a server says in words, where that may hold a secret.
 """
 
 import logging
-import netrc
+import math
 import re
 import ssl
 import urllib.request
-from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +39,7 @@ from lazyfs.sources.direct import Connection, DirectAnswer, DirectOrigin
 from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
+from lazyfs.sources.logins import Logins
 from lazyfs.sources.pace import Pace
 from lazyfs.sources.tls import client_context
 
@@ -51,6 +50,7 @@ Fields = list[tuple[str, str]]  # of a header: names and values
 MAX_REDIRECTS = 10
 FIRST_BYTES = 64 << 10  # of a new image, asked for when it is opened: every use of it begins there
 NEXT_DATE = 1.0  # seconds to the next date that HTTP can write
+_RENEW_EVERY = 10.0  # seconds between two readings of logins that servers refuse
 
 # What a failed request says of the way to the server. The first class that fits decides.
 _FAILURES: tuple[tuple[type[httpx.TransportError], str], ...] = (
@@ -85,7 +85,9 @@ class HttpClient:
 
     def __init__(self, options: HttpOptions) -> None:
         self._options = options
-        self._netrc = _read_netrc() if options.netrc else None
+        self._logins = Logins(options)
+        self._renewing = trio.Lock()
+        self._renewed = -math.inf  # when
         self._tls: ssl.SSLContext | None = None
         self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}
         self._origins: dict[urls.Origin, DirectOrigin] = {}
@@ -133,19 +135,29 @@ class HttpClient:
 
     def fields(self, url: str, home: str) -> Fields:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
-        there = urls.origin(url)
-        at_home = urls.origin(home).may_share(there)
-        fields: Fields = [*self._options.headers] if at_home else []
-        named = {name.lower() for name, _ in fields}
-        if "user-agent" not in named:
-            fields.insert(0, ("User-Agent", self._options.user_agent))
-        if "authorization" in named:
-            return fields
-        login = (urls.login(home) if at_home else None) or self._netrc_login(there, at_home)
-        if login:
-            token = b64encode(":".join(login).encode()).decode()
-            fields.append(("Authorization", f"Basic {token}"))
-        return fields
+        return self._logins.fields(url, home)
+
+    async def renew_logins(self) -> None:
+        """Read anew what may have changed of who we are. Raises UsageError."""
+        async with self._renewing:
+            await trio.to_thread.run_sync(self._logins.read)
+            self._renewed = trio.current_time()
+
+    async def was_refused(self) -> bool:
+        """A server does not take us for whom it should; whether it is worth asking it again.
+
+        What may have changed is read anew, but not for each of many requests.
+        """
+        if not self._logins.may_change:
+            return False
+        async with self._renewing:
+            if trio.current_time() - self._renewed >= _RENEW_EVERY:
+                try:
+                    await trio.to_thread.run_sync(self._logins.read)
+                except UsageError as error:
+                    log.warning("the login cannot be renewed: %s", error)
+                self._renewed = trio.current_time()
+        return True
 
     def may_follow(self, here: str, target: str) -> bool:
         """Whether a redirect may be followed: never from https down to http, unless told."""
@@ -164,16 +176,6 @@ class HttpClient:
 
     def _proxy(self, url: str) -> str | None:
         return self._options.proxy or _proxy_of_environment(url)
-
-    def _netrc_login(self, there: urls.Origin, at_home: bool) -> tuple[str, str] | None:
-        """A login from ~/.netrc. Where a redirect led, only one for that very host by its name."""
-        if self._netrc is None:
-            return None
-        if at_home:
-            entry = self._netrc.authenticators(there.host)
-        else:
-            entry = self._netrc.hosts.get(there.host)
-        return (entry[0], entry[2] or "") if entry else None
 
     def _transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
         """The connection pool for a proxy, or for going without one."""
@@ -400,6 +402,14 @@ class HttpSource:
             raise
 
     async def _find(self, wanted: Fields, ask: _Ask) -> Answer:
+        """The answer to a request; if the server refuses us, with a login that was read anew."""
+        answer = await self._find_place(wanted, ask)
+        if answer.status in httprange.REFUSED and await self._client.was_refused():
+            await answer.aclose()
+            answer = await self._follow(urls.bare(self._home), wanted)
+        return answer
+
+    async def _find_place(self, wanted: Fields, ask: _Ask) -> Answer:
         """The answer from where redirects last led; if that has failed, from where they lead now.
 
         ``ask`` comes first; where it cannot tell, the careful way does.
@@ -515,13 +525,3 @@ def _proxy_of_environment(url: str) -> str | None:
     if urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
     return proxies.get(parts.scheme) or proxies.get("all") or None
-
-
-def _read_netrc() -> netrc.netrc | None:
-    """The user's ~/.netrc. Raises UsageError when it cannot be read."""
-    try:
-        return netrc.netrc()
-    except FileNotFoundError as error:
-        raise UsageError("--netrc was given, but there is no ~/.netrc") from error
-    except (netrc.NetrcParseError, OSError) as error:
-        raise UsageError(f"~/.netrc cannot be used: {error}") from error

@@ -38,6 +38,7 @@ Headers = Mapping[str, str]  # names in lower case
 # said to be larger is a mistake, or meant to do harm.
 MAX_SIZE = 1 << 46
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REFUSED = frozenset({401, 403})  # who we are is not what the server wants
 # How a redirect's target says that its time is over, or that it is out of order.
 FAILED_TARGET = frozenset({403, 404, 410, 500, 502, 503, 504})
 

@@ -66,6 +66,7 @@ class NbdSource:
         Raises UsageError.
         """
         self.link = Link()
+        self.opening = b""  # NBD brings no bytes along
         self._place = Place.of(url)
         self._name = name
         self._options = options

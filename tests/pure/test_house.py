@@ -17,6 +17,7 @@ COMMON = {
     "lazyfs",
     "filelocks",
     "wholefiles",
+    "headers",
     "texts",
     "view",
     "device",
@@ -27,6 +28,10 @@ COMMON = {
     "mounts",
     "programs",
 }
+
+# What the life of a daemon may use, whatever it does with its images.
+DAEMON = COMMON | {"daemon", "stack", "frontends", "logs", "background", "preloading", "steering"}
+DAEMON |= {"ending"}
 
 # Part of the house: what it may import beside itself. A part is a package or a module of lazyfs.
 MAY_IMPORT = {
@@ -55,17 +60,19 @@ MAY_IMPORT = {
         "sources.urls",
         "demo",
         "control",
+        "metrics",
+        "headers",
+        "wholefiles",
     },
-    "attach": COMMON
-    | {"stack", "frontends", "logs", "background", "preloading", "detach", "storagedaemon"}
-    | {"steering", "ending"},
+    "attach": DAEMON | {"detach"},
     "detach": COMMON | {"frontends"},
     "storagedaemon": {"errors"},
     "caches": COMMON | {"cache", "sources.urls"},
-    "access": COMMON | {"stack", "sources"},
+    "access": COMMON | {"stack", "sources", "ending"},
     "control": COMMON,
+    "metrics": {"control"},
     "ending": set(),
-    "steering": COMMON | {"control", "frontends", "stack", "logs"},
+    "steering": COMMON | {"control", "frontends", "handover", "logs", "preloading", "stack"},
     "catalogs": COMMON | {"iso"},
     "isofile": COMMON | {"iso"},
     "extraction": COMMON | {"iso", "isofile"},
@@ -73,24 +80,13 @@ MAY_IMPORT = {
     "unmount": COMMON | {"frontends", "leftovers"},
     "loopmount": COMMON | {"frontends", "mount", "leftovers"},
     "leftovers": COMMON | {"frontends"},
-    "handover": COMMON | {"frontends", "stack"},
+    "handover": COMMON | {"frontends"},
     "mounts": set(),
     "programs": {"errors"},
     "demo": COMMON | {"mount", "stack", "frontends", "iso"},
-    "mount": COMMON
-    | {"stack", "frontends", "logs", "background", "steering", "handover"}
-    | {"catalogs", "iso", "isofile", "preloading", "sources.urls", "storagedaemon", "ending"},
-    "serve": COMMON
-    | {
-        "stack",
-        "frontends",
-        "logs",
-        "background",
-        "preloading",
-        "storagedaemon",
-        "steering",
-        "ending",
-    },
+    "mount": DAEMON | {"handover", "catalogs", "iso", "isofile", "sources.urls"},
+    "serve": DAEMON,
+    "daemon": COMMON | {"stack", "logs", "background", "storagedaemon", "ending"},
     "stack": COMMON | {"formats", "iso", "prefetch", "cache", "sources"},
     "frontends": COMMON,
     "formats": COMMON,
@@ -108,11 +104,13 @@ MAY_IMPORT = {
     "ranges": set(),
     "filelocks": set(),
     "wholefiles": set(),
+    "headers": {"errors"},
     "texts": set(),
     "view": {"device"},
 }
 
 PURE = (
+    "headers.py",
     "ranges.py",
     "options.py",
     "cache/bitmap.py",
@@ -155,6 +153,7 @@ OWNERS = {
     "httpx": ("sources/http.py",),
     "pyfuse3": ("frontends/fuse.py", "frontends/fuseimages.py", "frontends/fusetree.py"),
     "pycdlib": ("iso/writer.py",),
+    "prometheus_client": ("metrics.py",),
 }
 
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lazyfs.cli.common import USER_AGENT
 from lazyfs.cli.mount import parse
+from lazyfs.cli.servers import USER_AGENT
 from lazyfs.errors import UsageError
 
 URL = "https://host/a.iso"

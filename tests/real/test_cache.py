@@ -70,6 +70,14 @@ def test_the_users_own_files_are_not_overwritten(lab: Lab, scripted: Scripted) -
     assert precious.read_text() == "years of work"
 
 
+def test_a_name_that_no_file_can_have_is_said(lab: Lab, scripted: Scripted) -> None:
+    words: list[str | Path] = ["--bitmap", lab.directory / "bits", "--cache", "x" * 300]
+    done = lab.start(*words, scripted.url("image.raw"), lab.mountpoint())
+    assert done.returncode == 1
+    assert "File name too long" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_two_daemons_do_not_share_a_cache(lab: Lab, scripted: Scripted, content: bytes) -> None:
     url = scripted.url("image.raw")
     with lab.mounted(url) as mounted:

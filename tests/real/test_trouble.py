@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,16 @@ import pytest
 from lazyfs.sources.http import FIRST_BYTES
 
 from .images import MIB, Images
-from .mounts import Lab, ReadFailed, read, same_content
+from .mounts import (
+    LAZYFS,
+    Lab,
+    ReadFailed,
+    environment,
+    is_mounted,
+    read,
+    run_well,
+    same_content,
+)
 from .servers import Answer, Nginx, Request, Scripted
 from .waiting import eventually
 
@@ -246,6 +256,31 @@ def test_an_outage_in_the_middle_of_a_read_is_sat_out(
         scripted.start()
         assert reading.result(60) == content
         assert "data are coming in again" in mounted.messages()
+
+
+def test_with_no_timeout_a_server_that_is_not_there_yet_is_waited_for(
+    lab: Lab, scripted: Scripted, content: bytes
+) -> None:
+    at, said = lab.mountpoint(), lab.directory / "said"
+    url = scripted.url("image.raw")
+    scripted.stop()
+    with said.open("w") as stderr:
+        command = [*LAZYFS, "-f", "--timeout", "0", "--cache-dir", lab.cache, url, at]
+        daemon = subprocess.Popen(command, env=environment(lab.home), stderr=stderr)
+    try:
+        eventually(lambda: "asking again until it answers" in said.read_text(), "it says so")
+        assert daemon.poll() is None
+        assert not is_mounted(at)
+        scripted.start()
+        eventually(lambda: is_mounted(at) and any(at.iterdir()), "it is mounted")
+        assert read(at / "image.raw", 0, len(content)) == content
+        run_well(["fusermount3", "-u", at])
+        assert daemon.wait(20) == 0
+        assert said.read_text().count("asking again") == 1
+        assert "the server answers" in said.read_text()
+    finally:
+        daemon.kill()
+        daemon.wait(20)
 
 
 def test_a_restart_of_nginx_in_the_middle_of_a_read(lab: Lab, images: Images) -> None:

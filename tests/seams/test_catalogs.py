@@ -1,7 +1,7 @@
 """The catalog of an image: read once, remembered, and never believed of another image."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,13 @@ DATE = "Mon, 06 Jan 2025 10:00:00 GMT"
 
 @pytest.fixture(scope="module")
 def iso(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return image_with(tmp_path_factory, [f"boot/file{number}" for number in range(20)])
+
+
+def image_with(tmp_path_factory: pytest.TempPathFactory, paths: Iterable[str]) -> bytes:
     place = tmp_path_factory.mktemp("iso")
     (place / "text").write_text("text\n")
-    files = {f"boot/file{number}": place / "text" for number in range(20)}
-    write_iso(place / "image", files, "LABEL")
+    write_iso(place / "image", dict.fromkeys(paths, place / "text"), "LABEL")
     return (place / "image").read_bytes()
 
 
@@ -149,11 +152,8 @@ async def test_a_read_that_fails_is_said_as_it_is(iso: bytes, notebook: Path) ->
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """An image with many directories."""
-    place = tmp_path_factory.mktemp("wide")
-    (place / "text").write_text("text\n")
-    files = {f"part{number}/of/file{number}": place / "text" for number in range(20)}
-    write_iso(place / "image", files, "LABEL")
-    return (place / "image").read_bytes()
+    paths = [f"part{number}/of/file{number}" for number in range(20)]
+    return image_with(tmp_path_factory, paths)
 
 
 async def test_for_a_file_only_the_directories_on_its_way_are_read(

@@ -29,10 +29,10 @@ def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def source_at(site: Site, **options: Any) -> AsyncIterator[HttpSource]:
+async def source_at(site: Site, *, first: int = 1, **options: Any) -> AsyncIterator[HttpSource]:
     client = HttpClient(HttpOptions(**options))
     try:
-        yield HttpSource(client, site.url(), Identity(len(CONTENT), '"v1"'))
+        yield HttpSource(client, site.url(), Identity(len(CONTENT), '"v1"'), first=first)
     finally:
         await client.aclose()
 
@@ -60,6 +60,19 @@ async def test_they_share_one_connection_and_one_round_trip() -> None:
         assert await outcomes(source, RANGES) == [True] * 4
         assert site.accepted == 1
         assert source.link.round_trip > 0
+
+
+async def test_an_image_that_is_too_short_for_some_servers_is_opened_by_its_first_byte() -> None:
+    """They answer 416 to a range that goes on behind the end (which RFC 9110 does not say)."""
+    async with serving(CONTENT) as site, source_at(site, first=4 << 20) as source:
+        site.script = lambda request: (
+            Reply(response(416, "Content-Range: bytes */1048576"))
+            if request.span[1] >= len(CONTENT)
+            else None
+        )
+        assert (await source.open()).size == len(CONTENT)
+        assert [request.span for request in site.requests] == [(0, (4 << 20) - 1), (0, 0)]
+        assert await outcomes(source, RANGES) == [True] * 4
 
 
 async def test_all_are_sent_before_any_is_answered() -> None:

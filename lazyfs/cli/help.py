@@ -1,0 +1,16 @@
+"""``lazyfs help COMMAND``: the same as ``lazyfs COMMAND --help``."""
+
+from collections.abc import Sequence
+
+from lazyfs import cli
+from lazyfs.cli.parser import Parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    return cli.run([*arguments, "--help"])
+
+
+def _parser() -> Parser:
+    parser = Parser("lazyfs help", "Show the help of a command.", "example:\n  lazyfs help serve\n")
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="(default: lazyfs itself)")
+    return parser

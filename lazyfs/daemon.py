@@ -1,0 +1,44 @@
+"""What all daemons have in common, whatever they do with their images: how they come and go."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from lazyfs import logs, storagedaemon
+from lazyfs.background import Ready, run_daemon
+from lazyfs.ending import run_to_the_end
+from lazyfs.errors import LazyfsError
+from lazyfs.options import DaemonOptions
+from lazyfs.stack import Stack, open_stack
+
+Report = Callable[[LazyfsError], int]
+
+
+def live(options: DaemonOptions, report: Report, life: Callable[[Ready], Awaitable[int]]) -> int:
+    """Live a daemon's life, here or in the background; returns the exit code for the shell.
+
+    ``report`` tells the user of an error that comes before it is ready, and says the exit code.
+    """
+
+    def work(ready: Ready) -> int:
+        # Until it is ready the user looks on, and is told what he would want to know.
+        level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
+        logs.use(logs.terminal(options.log), level)
+        try:
+            return run_to_the_end(life, ready)
+        except LazyfsError as error:
+            return report(error)
+
+    return run_daemon(work, foreground=options.foreground)
+
+
+@asynccontextmanager
+async def images_of(
+    options: DaemonOptions,
+) -> AsyncIterator[tuple[Stack, contextlib.AsyncExitStack]]:
+    """The images of a daemon; and what ends only when all of them are saved."""
+    if options.system:
+        storagedaemon.harden()
+    async with contextlib.AsyncExitStack() as saved, open_stack(options) as stack:
+        yield stack, saved

@@ -1,0 +1,111 @@
+"""Who we are to a server: header fields that the user gave, a login in a URL, ~/.netrc.
+
+Fields may come from files and from a program, too. Those, and ~/.netrc, are read again when the
+user asks for it or a server refuses what we sent: tokens expire while an image is mounted.
+
+A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
+"""
+
+import netrc
+import subprocess
+from base64 import b64encode
+from pathlib import Path
+
+from lazyfs.errors import UsageError
+from lazyfs.headers import Field, parse_headers
+from lazyfs.options import HttpOptions
+from lazyfs.sources import urls
+
+PATIENCE = 60.0  # seconds that the program may take
+_LARGEST = 64 << 10  # bytes of such a file; servers take less
+
+
+class Logins:
+    """What goes with requests beside the range. Making one reads all of it; see ``read``."""
+
+    def __init__(self, options: HttpOptions) -> None:
+        self._options = options
+        self._fields: tuple[Field, ...] = ()
+        self._netrc: netrc.netrc | None = None
+        self.read()
+
+    @property
+    def may_change(self) -> bool:
+        """Whether reading again may bring something else."""
+        options = self._options
+        return bool(options.header_files or options.header_command or options.netrc)
+
+    def read(self) -> None:
+        """Read files, and run the program. Blocks. Raises UsageError; all is as it was then."""
+        options = self._options
+        found = [*options.headers]
+        for file in options.header_files:
+            found += _of_file(file)
+        if options.header_command:
+            found += _of_program(options.header_command)
+        login = _read_netrc() if options.netrc else None
+        self._fields, self._netrc = tuple(found), login
+
+    def fields(self, url: str, home: str) -> list[Field]:
+        """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
+        there = urls.origin(url)
+        at_home = urls.origin(home).may_share(there)
+        fields = [*self._fields] if at_home else []
+        named = {name.lower() for name, _ in fields}
+        if "user-agent" not in named:
+            fields.insert(0, ("User-Agent", self._options.user_agent))
+        if "authorization" in named:
+            return fields
+        login = (urls.login(home) if at_home else None) or self._netrc_login(there, at_home)
+        if login:
+            token = b64encode(":".join(login).encode()).decode()
+            fields.append(("Authorization", f"Basic {token}"))
+        return fields
+
+    def _netrc_login(self, there: urls.Origin, at_home: bool) -> tuple[str, str] | None:
+        """A login from ~/.netrc. Where a redirect led, only one for that very host by its name."""
+        if self._netrc is None:
+            return None
+        if at_home:
+            entry = self._netrc.authenticators(there.host)
+        else:
+            entry = self._netrc.hosts.get(there.host)
+        return (entry[0], entry[2] or "") if entry else None
+
+
+def _of_file(file: Path) -> tuple[Field, ...]:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"the headers in {file} cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise UsageError(f"{file} is too long to hold headers", "is it the right file?")
+    return parse_headers(content.decode(errors="replace"), f"a line of {file}")
+
+
+def _of_program(command: str) -> tuple[Field, ...]:
+    """What a command line for the shell prints. What it complains of goes to our own stderr."""
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=False,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"the --header-command did not end within {PATIENCE:g} seconds") from error
+    if done.returncode:
+        raise UsageError(f"the --header-command failed with exit code {done.returncode}", "try it")
+    return parse_headers(done.stdout.decode(errors="replace"), "a line of the --header-command")
+
+
+def _read_netrc() -> netrc.netrc | None:
+    """The user's ~/.netrc. Raises UsageError when it cannot be read."""
+    try:
+        return netrc.netrc()
+    except FileNotFoundError as error:
+        raise UsageError("--netrc was given, but there is no ~/.netrc") from error
+    except (netrc.NetrcParseError, OSError) as error:
+        raise UsageError(f"~/.netrc cannot be used: {error}") from error
