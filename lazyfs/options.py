@@ -168,14 +168,11 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """One image: where it is, and what its file is called in the mount.
-
-    ``http``: how to talk to its server, where that is not as to all others.
-    """
+    """One image: where it is, what its file is called in the mount, how its server is talked to."""
 
     url: str
     name: str
-    http: HttpOptions | None = None
+    http: HttpOptions = field(default_factory=HttpOptions)
 
 
 @dataclass(frozen=True)
@@ -209,7 +206,6 @@ class StackOptions:
 
     images: tuple[ImageOptions, ...]
     cache: CacheOptions
-    http: HttpOptions = field(default_factory=HttpOptions)
     timeout: float = 60.0
     readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
     fill: bool = False

@@ -101,11 +101,11 @@ async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
         clients: dict[HttpOptions, HttpClient] = {}
         images = []
         for wanted in options.images:
-            http = wanted.http or options.http
-            if http not in clients:
-                clients[http] = await trio.to_thread.run_sync(HttpClient, http)
-                closing.push_async_callback(clients[http].aclose)
-            images.append(await _open_image(wanted, options, clients[http], closing))
+            if wanted.http not in clients:
+                client = await trio.to_thread.run_sync(HttpClient, wanted.http)
+                closing.push_async_callback(client.aclose)
+                clients[wanted.http] = client
+            images.append(await _open_image(wanted, options, clients[wanted.http], closing))
         yield Stack(tuple(images), tuple(clients.values()), options.fill)
 
 
@@ -240,8 +240,7 @@ def _source(
     """Where the bytes of an image come from, by the scheme of its URL."""
     url = wanted.url
     if urls.is_nbd(url):
-        http = wanted.http or options.http
-        return NbdSource(url, urls.shown(url), http, vouched=options.nbd_fixed)
+        return NbdSource(url, urls.shown(url), wanted.http, vouched=options.nbd_fixed)
     return HttpSource(client, url, first=1 if _is_cached(options.cache, url) else FIRST_BYTES)
 
 

@@ -45,6 +45,7 @@ GROUPS = {
     },
     "look after things": {
         "cache": "look at what is cached, verify it, clean up",
+        "config": "show what the configuration files say",
         "profile": "look at profiles, and make one of several",
     },
     "learn": {
@@ -85,6 +86,10 @@ def run(arguments: list[str]) -> int:
         code = int(command.main(arguments[1:]))
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it
         return code
+    if word == "__complete":
+        from lazyfs.cli import complete
+
+        return complete.main(arguments[1:])
     if not word.startswith("-") and "://" not in word:
         raise UsageError(
             f"{word!r} is neither a URL nor a command",

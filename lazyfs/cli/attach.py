@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lazyfs.cli import report
 from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser, Rare
 from lazyfs.cli.words import as_type
 from lazyfs.errors import UsageError
@@ -23,7 +24,7 @@ _LONGEST = 7 * 24 * 3600  # seconds
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     devices = [word for word in given.where if word.startswith("/dev/")]
     addresses = [word for word in given.where if word not in devices]
     if len(addresses) != 1 or len(devices) > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lazyfs import caches
 from lazyfs.caches import Cache, Verdict
+from lazyfs.cli import configured
 from lazyfs.cli.common import cache_directory
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _HELP):
         arguments = ["list", *arguments]
     given = _parser().parse_args(arguments)
-    found = caches.all_caches(cache_directory(given.cache_dir))
+    found = caches.all_caches(cache_directory(given.cache_dir or configured.cache_dir()))
     command: Callable[[argparse.Namespace, list[Cache]], int] = given.command
     with printing():
         return command(given, found)

@@ -16,6 +16,7 @@ from lazyfs.cli.common import (
     log_to_terminal,
     stack_options,
 )
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
 from lazyfs.isofile import Content
@@ -27,7 +28,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     hide_secrets(["cat", given.image])
     log_to_terminal()
 

@@ -5,9 +5,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from lazyfs.cli.configured import Given
 from lazyfs.cli.parser import Parser, Rare
 from lazyfs.cli.servers import add_server_options, http_options
 from lazyfs.cli.words import absolute, as_type
@@ -110,7 +112,7 @@ def add_cache_options(parser: Parser) -> None:
 
 
 def mount_options(
-    given: argparse.Namespace, images: tuple[ImageOptions, ...], fuse: tuple[str, ...]
+    given: Given, images: tuple[ImageOptions, ...], fuse: tuple[str, ...]
 ) -> MountOptions:
     """What was given, as the rest of lazyfs takes it. Raises UsageError."""
     return MountOptions(
@@ -120,13 +122,12 @@ def mount_options(
     )
 
 
-def daemon_options(given: argparse.Namespace, images: tuple[ImageOptions, ...]) -> DaemonOptions:
+def daemon_options(given: Given, images: tuple[ImageOptions, ...]) -> DaemonOptions:
     """What was given of ``add_options``. Raises UsageError."""
     return DaemonOptions(
-        images=images,
+        images=tuple(_at_its_host(image, given) for image in images),
         cache=_cache(given, len(images)),
         log=_log(given),
-        http=http_options(given),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
         readahead=given.readahead,
@@ -138,7 +139,7 @@ def daemon_options(given: argparse.Namespace, images: tuple[ImageOptions, ...]) 
     )
 
 
-def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
+def stack_options(given: Given, where: str) -> StackOptions:
     """What was given to a command that looks into the image at ``where``, a URL or a path.
 
     Raises UsageError.
@@ -146,15 +147,20 @@ def stack_options(given: argparse.Namespace, where: str) -> StackOptions:
     images: tuple[ImageOptions, ...] = ()
     if "://" in where:
         urls.parse(where)
-        images = (ImageOptions(where, urls.file_name(where)),)
+        images = (_at_its_host(ImageOptions(where, urls.file_name(where)), given),)
     return StackOptions(
         images=images,
         cache=_cache(given, 1),
-        http=http_options(given),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
         readahead=ReadAheadLimit(size=0),  # what will be wanted is known, and asked for
     )
+
+
+def _at_its_host(image: ImageOptions, given: Given) -> ImageOptions:
+    """The image, with what is configured for its host."""
+    host = urls.parse(image.url).hostname or ""
+    return replace(image, http=http_options(given.at(host)))
 
 
 def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:

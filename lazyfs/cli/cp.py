@@ -12,6 +12,7 @@ from lazyfs.cli.common import (
     log_to_terminal,
     stack_options,
 )
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import progress
 from lazyfs.errors import UsageError
@@ -25,7 +26,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     """Copy; returns the exit code: 1 if a file could not be read."""
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     hide_secrets(["cp", given.image])
     log_to_terminal()
     if len(given.paths) < 2:

@@ -12,5 +12,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("lazyfs help", "Show the help of a command.", "example:\n  lazyfs help serve\n")
-    parser.add_argument("command", nargs="*", metavar="COMMAND", help="(default: lazyfs itself)")
+    parser.add_argument(
+        "command",
+        nargs="*",
+        choices=list(cli.COMMANDS),
+        metavar="COMMAND",
+        help="which (default: lazyfs itself)",
+    )
     return parser

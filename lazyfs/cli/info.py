@@ -13,6 +13,7 @@ from lazyfs.cli.common import (
     log_to_terminal,
     stack_options,
 )
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
 from lazyfs.errors import ImageError
@@ -28,7 +29,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     hide_secrets(["info", given.image])
     log_to_terminal()
     found = with_image(given.image, stack_options(given, given.image), _look)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lazyfs.cli import report
 from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser, Rare
 from lazyfs.errors import UsageError
 
@@ -18,7 +19,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     if len(given.where) != 2:
         raise UsageError("one URL and a mount point are needed", "lazyfs loop URL MOUNTPOINT")
     if given.repair and given.no_cache:

@@ -14,6 +14,7 @@ from lazyfs.cli.common import (
     stack_options,
     tree_in,
 )
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row, printing
 from lazyfs.iso.tree import Kind, Node, Tree
@@ -25,7 +26,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     hide_secrets(["ls", given.image])
     log_to_terminal()
     tree = tree_in(given.image, stack_options(given, given.image))

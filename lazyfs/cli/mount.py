@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lazyfs import __version__
-from lazyfs.cli import COMMANDS, GROUPS, report
+from lazyfs.cli import COMMANDS, GROUPS, configured, report
 from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
 from lazyfs.cli.parser import Parser, Rare, suggestion
 from lazyfs.errors import UsageError
@@ -54,12 +54,18 @@ def parse(arguments: Sequence[str]) -> MountOptions:
     """The options of one mount. Raises UsageError."""
     passed_on: list[str] = []
     parser = _parser()
-    given = parser.parse_intermixed_args(_unfold(list(arguments), passed_on, parser))
+    given = configured.parse(parser, _unfold(list(arguments), passed_on, parser))
     fuse = tuple(sorted({*passed_on, *_fuse_flags(given)}))
     images = named_images(given.where, given.name)
     if given.browse and len(images) > 1:
         raise UsageError("--browse is for one image", "mount images one by one")
     return replace(mount_options(given, images, fuse), browse=given.browse)
+
+
+def names_in_o(parser: Parser) -> list[str]:
+    """All that ``-o`` knows, but for what it ignores."""
+    own = (name[2:].replace("-", "_") for name in parser.options() if name.startswith("--"))
+    return [*own, *sorted(_PASSED_ON)]
 
 
 def _parser() -> Parser:
@@ -126,8 +132,7 @@ def _as_argument(option: str, parser: Parser) -> str:
         # What is not a word may be part of a secret, torn apart at a comma.
         if not re.fullmatch(r"[a-z_-]+", name):
             raise UsageError("a mount option is unknown", _ABOUT_COMMAS)
-        known = [long[2:].replace("-", "_") for long in parser.options() if long[:2] == "--"]
-        meant = suggestion(name, [*known, *_PASSED_ON])
+        meant = suggestion(name, names_in_o(parser))
         raise UsageError(f"mount option {name} is unknown", meant or _ABOUT_COMMAS)
     if takes_value != bool(equals):
         wrong = "needs a value" if takes_value else "takes no value"

@@ -46,8 +46,12 @@ class Parser(argparse.ArgumentParser):
 
     def takes_value(self, option: str) -> bool | None:
         """Whether ``--option`` needs a value; None if there is no such option."""
-        action = self._option_string_actions.get(option)
+        action = self.option(option)
         return None if action is None else action.nargs != 0
+
+    def option(self, name: str) -> argparse.Action | None:
+        """What stands behind ``--name``; None if there is no such option."""
+        return self._option_string_actions.get(name)
 
     def options(self) -> list[str]:
         """All that begins with a dash and is known, in every spelling."""
@@ -59,6 +63,11 @@ class Parser(argparse.ArgumentParser):
             (group.title or "", [a for a in group._group_actions if a.help != argparse.SUPPRESS])
             for group in self._action_groups
         ]
+
+    def named(self) -> list[argparse.Action]:
+        """The options that have a value to be looked up: all but those that show something."""
+        shown = ("help", "help_all", "version")
+        return [a for a in self._actions if a.option_strings and a.dest not in shown]
 
     def positionals(self) -> list[argparse.Action]:
         """The arguments that are no options, hidden ones too, in their order."""

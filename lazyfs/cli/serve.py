@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lazyfs.cli import report
 from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser, Rare
 from lazyfs.cli.words import absolute, as_type
 from lazyfs.errors import UsageError
@@ -22,7 +23,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_intermixed_args(arguments)
+    given = parse(_parser(), arguments)
     _check(given)
     options = daemon_options(given, images_at(given.where, given.name))
     hide_secrets(["serve", *(image.url for image in options.images)])

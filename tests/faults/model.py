@@ -30,11 +30,10 @@ def stack_options(
 ) -> MountOptions:
     """``timeout``: seconds; a server that is silent for half of them is asked anew."""
     return MountOptions(
-        images=(ImageOptions(url, NAME),),
+        images=(ImageOptions(url, NAME, HttpOptions(connections, stall=timeout / 2)),),
         mountpoint=Path("/nonexistent"),
         cache=cache,
         log=LogOptions(logging.INFO),
-        http=HttpOptions(connections, stall=timeout / 2),
         timeout=timeout,
         readahead=ReadAheadLimit(size=64 << 10),
     )

@@ -14,10 +14,15 @@ URL = "https://host/a.iso"
 SECRET = "Hunter2Hunter2"
 
 
+@pytest.fixture(autouse=True)
+def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYFS_CONFIG", "")
+
+
 def of(options: Any, path: str) -> Any:
     """The value at a dotted path, like ``http.connections``."""
     for name in path.split("."):
-        options = getattr(options, name)
+        options = options.images[0].http if name == "http" else getattr(options, name)
     return options
 
 
@@ -30,9 +35,12 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (options.cache.files, options.cache.memory_only) == (None, False)
     assert options.cache.block_size is None
     assert (options.timeout, options.foreground, options.fuse) == (60.0, False, ())
-    assert (options.http.connections, options.http.user_agent) == (4, USER_AGENT)
-    assert not options.http.insecure
-    assert not options.http.insecure_redirects
+    assert (options.images[0].http.connections, options.images[0].http.user_agent) == (
+        4,
+        USER_AGENT,
+    )
+    assert not options.images[0].http.insecure
+    assert not options.images[0].http.insecure_redirects
     assert (options.log.level, options.log.file, options.log.json) == (logging.INFO, None, False)
 
 
@@ -126,12 +134,12 @@ def test_mount_options_in_a_cluster_of_letters_count(arguments: list[str]) -> No
     ],
 )
 def test_escapes_in_mount_options(given: str, value: str) -> None:
-    assert parse([URL, "/m", "-o", given]).http.headers == (("X-A", value),)
+    assert parse([URL, "/m", "-o", given]).images[0].http.headers == (("X-A", value),)
 
 
 def test_headers_repeat_in_order() -> None:
     options = parse([URL, "/m", "--header", "A: 1", "-o", "header=B: 2", "--header", "A: 3"])
-    assert options.http.headers == (("A", "1"), ("B", "2"), ("A", "3"))
+    assert options.images[0].http.headers == (("A", "1"), ("B", "2"), ("A", "3"))
 
 
 def test_two_named_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,7 +161,7 @@ def test_a_relative_cacert_survives_going_to_the_background(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse([URL, "/m", "--cacert", "c.pem"]).http.cacert == tmp_path / "c.pem"
+    assert parse([URL, "/m", "--cacert", "c.pem"]).images[0].http.cacert == tmp_path / "c.pem"
 
 
 @pytest.mark.parametrize(
@@ -284,4 +292,4 @@ def test_header_fields_that_belong_to_lazyfs_are_refused(name: str) -> None:
 
 def test_a_host_of_ones_own_may_be_named() -> None:
     options = parse(["--header", "Host: other", "https://host/a.iso", "/m"])
-    assert options.http.headers == (("Host", "other"),)
+    assert options.images[0].http.headers == (("Host", "other"),)

@@ -1,0 +1,187 @@
+"""Command lines on top of configuration: what is not said in the one is looked up in the other.
+
+Options are parsed without their defaults first, so that what was said can be told from what was
+not. Lists add up; a header field that is said takes the place of a configured one of its name.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lazyfs import config
+from lazyfs.cli.parser import Parser, suggestion
+from lazyfs.config import Config, Setting, Settings
+from lazyfs.errors import UsageError
+
+# What is for one run, or for one image, and so in no file.
+_ONCE = frozenset({"bitmap", "cache", "foreground", "profile", "profile-any", "record", "system"})
+_NOT_BY_HOST = frozenset({"timeout", "nbd-fixed"})  # they stand among the servers' options
+# What a file says is meant for the runs that it fits. A destination, and what it goes with or not.
+_WITH = {"rate": "fill"}
+_NOT_WITHOUT_CACHE = ("cache_size", "fill", "preload")
+
+_UNSAID = object()
+
+
+class Given(argparse.Namespace):
+    """All that holds for a run. ``at``: what holds for a host, by its name."""
+
+    at: Callable[[str], argparse.Namespace]
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> Given:
+    """What the command line says, and, where it says nothing, the configuration.
+
+    Raises UsageError.
+    """
+    actions = [action for action in parser.named() if action.dest != argparse.SUPPRESS]
+    start = {action.dest: None if _adds_up(action) else _UNSAID for action in actions}
+    said = parser.parse_intermixed_args(arguments, Given(**start))
+    found = config.load(config.files())
+    check(found)
+
+    def filled(settings: Settings) -> Given:
+        given = Given(**vars(said))
+        for action in actions:
+            _fill_in(given, action, settings.get(action.option_strings[-1].removeprefix("--")))
+        _leave_out(given, said)
+        return given
+
+    def at(host: str) -> argparse.Namespace:
+        return filled(_together(found.general, found.of_host(host.lower())))
+
+    given = filled(found.general)
+    given.at = at
+    return given
+
+
+def cache_dir() -> str | None:
+    """Where the configuration says that caches are. Raises UsageError."""
+    found = config.load(config.files())
+    check(found)
+    setting = found.general.get("cache-dir")
+    return None if setting is None else _value(settable()[0]["cache-dir"], setting)
+
+
+def check(found: Config) -> None:
+    """Whether all of it can be used by some command. Raises UsageError."""
+    general, by_host = settable()
+    for known, settings in (
+        (general, found.general),
+        *((by_host, s) for s in found.hosts.values()),
+    ):
+        for name, setting in settings.items():
+            if name not in known:
+                raise _unknown(name, setting, known, general)
+            _value(known[name], setting)
+
+
+def settable() -> tuple[dict[str, argparse.Action], dict[str, argparse.Action]]:
+    """The options that may stand in a file, by their names; and those that may for a host alone."""
+    from lazyfs.cli.common import add_options
+    from lazyfs.cli.servers import add_server_options
+
+    general, by_host = Parser("", ""), Parser("", "")
+    add_options(general)
+    add_server_options(by_host)
+    for name in ("allow-other", "allow-root"):
+        general.add_argument(f"--{name}", action="store_true")
+    return _by_name(general, _ONCE), _by_name(by_host, _NOT_BY_HOST)
+
+
+def _by_name(parser: Parser, but: frozenset[str]) -> dict[str, argparse.Action]:
+    names = {action.option_strings[-1].removeprefix("--"): action for action in parser.named()}
+    return {name: names[name] for name in sorted(names) if name not in but}
+
+
+def _fill_in(given: Given, action: argparse.Action, setting: Setting | None) -> None:
+    """The value of an option, if it was not said: the configured one, or else its default."""
+    said = getattr(given, action.dest)
+    configured = None if setting is None else _value(action, setting)
+    if _adds_up(action):
+        said = said or []
+        configured = _without(configured or [], said) if action.dest == "header" else configured
+        setattr(given, action.dest, [*(configured or []), *said])
+    elif said is _UNSAID:
+        setattr(given, action.dest, action.default if configured is None else configured)
+
+
+def _leave_out(given: Given, said: Given) -> None:
+    """Leave out what is configured and does not fit what was said."""
+    unfit = [dest for dest, other in _WITH.items() if not getattr(given, other, True)]
+    if getattr(given, "no_cache", False) or getattr(given, "cache", None):
+        unfit += _NOT_WITHOUT_CACHE
+    for dest in unfit:
+        was = getattr(said, dest, None)
+        if was is _UNSAID:
+            setattr(given, dest, None if dest != "fill" else False)
+        elif dest == "preload":
+            setattr(given, dest, was or [])
+
+
+def _together(general: Settings, own: Settings) -> Settings:
+    """What holds for a host: its own settings before the general ones, of lists both."""
+    found = {**general, **own}
+    for name in general.keys() & own.keys():
+        lists = general[name].value, own[name].value
+        if name == "header" and all(isinstance(value, list) for value in lists):
+            found[name] = Setting([*lists[0], *lists[1]], own[name].file)
+    return found
+
+
+def _without(configured: list[Any], said: list[Any]) -> list[Any]:
+    """Configured header fields, but those whose name was said; of two of one name, the last."""
+    named = {field[0].lower() for field in said if isinstance(field, tuple)}
+    kept: list[Any] = []
+    for field in reversed(configured):
+        if isinstance(field, tuple):
+            if field[0].lower() in named:
+                continue
+            named.add(field[0].lower())
+        kept.insert(0, field)
+    return kept
+
+
+def _adds_up(action: argparse.Action) -> bool:
+    return isinstance(action.default, list)
+
+
+def _value(action: argparse.Action, setting: Setting) -> Any:
+    """What a file says, as the option's value. Raises UsageError."""
+    name, value = action.option_strings[-1].removeprefix("--"), setting.value
+    if action.nargs == 0:
+        if isinstance(value, bool):
+            return value
+        raise UsageError(f"{setting.file}: {name} is not true or false", f"write {name} = true")
+    if _adds_up(action):
+        if isinstance(value, list):
+            return [_converted(action, name, one, setting) for one in value]
+        raise UsageError(f"{setting.file}: {name} is not a list", f'write {name} = ["..."]')
+    return _converted(action, name, value, setting)
+
+
+def _converted(action: argparse.Action, name: str, value: Any, setting: Setting) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UsageError(f"{setting.file}: {name} is not a text", f'write {name} = "..."')
+    text = os.path.expanduser(str(value))
+    if action.choices is not None and text not in action.choices:
+        raise UsageError(f"{setting.file}: {name} is one of {', '.join(action.choices)}")
+    try:
+        return action.type(text) if callable(action.type) else text
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{setting.file}: {name}: {error}") from error
+
+
+def _unknown(
+    name: str,
+    setting: Setting,
+    known: dict[str, argparse.Action],
+    general: dict[str, argparse.Action],
+) -> UsageError:
+    if name in general:
+        return UsageError(f"{setting.file}: {name} is not for a host alone", "write it above")
+    if name in _ONCE:
+        return UsageError(f"{setting.file}: {name} is for one run", "give it on the command line")
+    meant = suggestion(name, known) or "see lazyfs --help-all for the names of options"
+    return UsageError(f"{setting.file}: {name} is no option", meant)
