@@ -1,6 +1,6 @@
 """What a user can do with caches that no mount uses: look, verify, remove."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,10 @@ def to_prune(
     return going
 
 
-def verify(cache: Cache) -> Verdict:
+def verify(cache: Cache, tell: Callable[[int], None]) -> Verdict:
     """Compare every cached block with its checksum; damaged ones are dropped. Takes its time.
 
-    Raises CacheBusy or CacheError.
+    ``tell`` is told how many bytes were looked at, again and again. Raises CacheBusy or CacheError.
     """
     if cache.meta is None:
         raise CacheError(f"{cache.name} cannot be understood", f"lazyfs cache rm {cache.name}")
@@ -121,7 +121,7 @@ def verify(cache: Cache) -> Verdict:
         raise
     try:
         blocks = store.present.count
-        damaged = tuple(_damaged(store))
+        damaged = tuple(_damaged(store, tell))
         for block in damaged:
             store.present.discard(block)
         store.note(store.present.take_dirty())
@@ -159,6 +159,7 @@ def _looked_at(entry: Entry) -> Cache:
     return Cache(entry, meta, cached)
 
 
-def _damaged(store: DiskStore) -> Iterator[int]:
+def _damaged(store: DiskStore, tell: Callable[[int], None]) -> Iterator[int]:
     for block in store.present.within(Span(0, store.present.block_count)):
         yield from store.verify(Span(block, block + 1))
+        tell(store.block_size)

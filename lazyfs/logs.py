@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from lazyfs.errors import LogError
-from lazyfs.options import DaemonOptions, LogOptions
+from lazyfs.options import EACH_REQUEST, DaemonOptions, LogOptions
 from lazyfs.texts import printable
 
 _SYSLOG = Path("/dev/log")
 _REMEMBERED = 50  # lines
+_REQUEST = "REQUEST"  # the level's name
 
 
 class _Json(logging.Formatter):
@@ -45,6 +47,12 @@ class _Plain(logging.Formatter):
         return super().formatMessage(record)
 
 
+class _Syslog(logging.handlers.SysLogHandler):
+    """Knows our own level, too."""
+
+    priority_map: ClassVar = {**logging.handlers.SysLogHandler.priority_map, _REQUEST: "debug"}
+
+
 def terminal(options: LogOptions) -> logging.Handler:
     """A handler for the terminal of the person who started us."""
     return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
@@ -60,9 +68,7 @@ def destination(daemon: DaemonOptions) -> logging.Handler:
     if options.file is None and daemon.foreground:
         return terminal(options)
     if options.file is None and _SYSLOG.exists():
-        syslog = logging.handlers.SysLogHandler(
-            os.fspath(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
-        )
+        syslog = _Syslog(os.fspath(_SYSLOG), _Syslog.LOG_DAEMON)
         return _formatted(syslog, options, f"lazyfs[{os.getpid()}]: %(message)s")
     path = options.file or daemon.cache.directory / "lazyfs.log"
     try:
@@ -84,6 +90,7 @@ def use(handler: logging.Handler, level: int) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    logging.addLevelName(EACH_REQUEST, _REQUEST)
     logging.getLogger("lazyfs").setLevel(level)
 
 

@@ -192,6 +192,8 @@ class PreloadOptions:
 
 AUTO = Path("auto")
 
+EACH_REQUEST = 5  # a level of the log, below DEBUG: a line for each request
+
 
 @dataclass(frozen=True)
 class LogOptions:

@@ -37,7 +37,8 @@ def _unmount_fuse(mountpoint: Path) -> None:
         if loops:
             raise MountError(
                 f"{mountpoint} is in use by {', '.join(loops)}",
-                "unmount the filesystem on it first (losetup -d detaches a bare loop device)",
+                "unmount the filesystem on it (losetup -d detaches a bare loop device), or give "
+                "--handover to let it go on without lazyfs",
             ) from error
         holders = holders_of_mount(mountpoint) if "busy" in error.message else []
         if holders:

@@ -25,6 +25,7 @@ from lazyfs.cache.state import CacheState, Cell, cells_of
 from lazyfs.cache.store import Store
 from lazyfs.device import Identity, Lane, Link, Priority, Source, Statistics
 from lazyfs.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
+from lazyfs.options import EACH_REQUEST
 from lazyfs.ranges import Span, blocks_of, bytes_of, clamp
 
 log = logging.getLogger(__name__)
@@ -357,6 +358,7 @@ class BlockCache:
 
     async def _fetch(self, fetch: Fetch, stream: Stream) -> bool:
         """Run one request to its end; returns whether that was good. Never raises an Exception."""
+        began, first = trio.current_time(), fetch.next
         try:
             async with stream as pieces:
                 await self._take_in(fetch, pieces)
@@ -368,8 +370,17 @@ class BlockCache:
             log.exception("%s: a fetch failed in an unforeseen way", self._name)
             self._give_up(fetch, InternalError(f"{self._name}: {error!r}"))
         else:
+            self._log_request(Span(first, fetch.next), fetch.priority, began)
             return True
         return False
+
+    def _log_request(self, blocks: Span, priority: Priority, began: float) -> None:
+        if not log.isEnabledFor(EACH_REQUEST):
+            return
+        span = bytes_of(blocks, self._block_size, self.identity.size)
+        took = 1000 * (trio.current_time() - began)
+        what = f"bytes {span.start} to {span.stop - 1}"
+        log.log(EACH_REQUEST, "%s: %s came in %.1f ms (%s)", self._name, what, took, priority.name)
 
     async def _take_in(self, fetch: Fetch, pieces: AsyncIterator[bytes | bytearray]) -> None:
         """Cut a stream into blocks; store each and wake its waiters."""

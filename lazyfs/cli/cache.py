@@ -12,7 +12,7 @@ from lazyfs.caches import Cache, Verdict
 from lazyfs.cli import configured
 from lazyfs.cli.common import cache_directory
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printing
+from lazyfs.cli.terminal import printing, progress
 from lazyfs.cli.words import as_type
 from lazyfs.errors import UsageError
 from lazyfs.options import format_size, parse_duration, parse_size
@@ -107,7 +107,9 @@ def _verify(given: argparse.Namespace, found: list[Cache]) -> int:
     picked = caches.chosen(found, given.caches) if given.caches else found
     verdicts = []
     for cache in picked:
-        verdicts.append(caches.verify(cache))
+        with progress() as bar:
+            bar.expect(cache.cached)
+            verdicts.append(caches.verify(cache, bar.advance))
         if not given.json:
             print(_told(verdicts[-1]), flush=True)
     if given.json:

@@ -17,6 +17,7 @@ from lazyfs.errors import UsageError
 from lazyfs.options import (
     AUTO,
     CACHE_ENDINGS,
+    EACH_REQUEST,
     CacheOptions,
     DaemonOptions,
     ImageOptions,
@@ -73,7 +74,7 @@ def add_options(parser: Parser) -> None:
     add("--record", metavar="FILE", help=Rare("write down what is used, as a profile"))
     add_server_options(parser)
     add = parser.add_argument_group("logging").add_argument
-    add("-v", "--verbose", action="store_true", help="log more")
+    add("-v", "--verbose", action="count", default=0, help="log more; -vv: each request")
     add("-q", "--quiet", action="store_true", help=Rare("log errors only"))
     add("--log-file", metavar="FILE", help=Rare("log there, not to syslog"))
     add("--log-format", choices=("text", "json"), default="text",
@@ -260,7 +261,9 @@ def cache_directory(named: str | None) -> Path:
 
 
 def _log(given: argparse.Namespace) -> LogOptions:
-    level = logging.DEBUG if given.verbose else logging.ERROR if given.quiet else logging.INFO
+    level = logging.ERROR if given.quiet else logging.INFO
+    if given.verbose:
+        level = logging.DEBUG if given.verbose == 1 else EACH_REQUEST
     file = absolute(given.log_file) if given.log_file else None
     return LogOptions(level, file, given.log_format == "json")
 

@@ -93,7 +93,7 @@ class _Line:
                 yield from ((spelling, option.help or "") for spelling in option.option_strings)
 
     def _values(self, action: argparse.Action, word: str) -> Iterator[Row]:
-        kind = helptext.value(action).split()[-1].strip("[].")
+        kind = helptext.value(action).rpartition(" ")[2].strip("[].")
         if action.choices is not None:
             yield from ((str(choice), "") for choice in action.choices)
         elif kind == "WHERE" or self._parser.prog in _ENDING:

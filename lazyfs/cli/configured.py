@@ -36,7 +36,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Given:
     Raises UsageError.
     """
     actions = [action for action in parser.named() if action.dest != argparse.SUPPRESS]
-    start = {action.dest: None if _adds_up(action) else _UNSAID for action in actions}
+    start = {action.dest: None if _is_counted(action) else _UNSAID for action in actions}
     said = parser.parse_intermixed_args(arguments, Given(**start))
     found = config.load(config.files())
     check(found)
@@ -103,7 +103,7 @@ def _fill_in(given: Given, action: argparse.Action, setting: Setting | None) -> 
         said = said or []
         configured = _without(configured or [], said) if action.dest == "header" else configured
         setattr(given, action.dest, [*(configured or []), *said])
-    elif said is _UNSAID:
+    elif said is _UNSAID or said is None:
         setattr(given, action.dest, action.default if configured is None else configured)
 
 
@@ -145,6 +145,11 @@ def _without(configured: list[Any], said: list[Any]) -> list[Any]:
 
 def _adds_up(action: argparse.Action) -> bool:
     return isinstance(action.default, list)
+
+
+def _is_counted(action: argparse.Action) -> bool:
+    """Whether argparse goes on from what is there."""
+    return _adds_up(action) or isinstance(action, argparse._CountAction)
 
 
 def _value(action: argparse.Action, setting: Setting) -> Any:

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     daemon = daemon_at(given.where)
     daemon.ask("fill")
-    return _wait(daemon) if given.wait else 0
+    return wait_complete(daemon) if given.wait else 0
 
 
 def _parser() -> Parser:
@@ -28,8 +28,11 @@ def _parser() -> Parser:
     return made
 
 
-def _wait(daemon: Daemon) -> int:
-    """Look until all images are complete. A daemon that ends with its task done has handed over."""
+def wait_complete(daemon: Daemon) -> int:
+    """Look until all images are complete; returns the exit code, 1 if they do not become so.
+
+    A daemon that ends with its task done has handed over.
+    """
     images, told = images_of(daemon), ""
     with progress() as bar:
         bar.expect(sum(image["size"] for image in images))

@@ -96,12 +96,23 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: ([^ =]*)", message)
         if unknown is None:
             raise UsageError(message, f"see {self.prog} --help")
-        word = unknown[1]
-        meant = suggestion(word, self.options())
-        if not word.startswith("-"):
+        if not unknown[1].startswith("-"):
             raise UsageError(unknown[0], f"see {self.prog} --help")
-        shown = word if meant or word.startswith("--") else word[:2]
-        raise UsageError(f"{shown} is unknown", meant or f"see {self.prog} --help")
+        raise self._unknown(unknown[1])
+
+    def _unknown(self, option: str) -> UsageError:
+        within = (name for parser in self.commands().values() for name in parser.options())
+        meant = suggestion(option, [*self.options(), *within])
+        shown = option if meant or option.startswith("--") else option[:2]
+        return UsageError(f"{shown} is unknown", meant or f"see {self.prog} --help")
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        # What has a space in it is an argument for argparse, unless it begins with a known option.
+        # But it may be a misspelt one, with a secret. (A command within this one knows its own.)
+        named = re.fullmatch(r"(--?[a-zA-Z][\w-]*)=.* .*", arg_string, re.DOTALL)
+        if named and self.option(named[1]) is None and not self.commands():
+            raise self._unknown(named[1])
+        return super()._parse_optional(arg_string)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

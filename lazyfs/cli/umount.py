@@ -1,10 +1,17 @@
-"""``lazyfs umount MOUNTPOINT``."""
+"""``lazyfs umount MOUNTPOINT``: unmount.
+
+With --handover, what stands on it goes on: the image is completed, loop devices move to its copy in
+the cache, and nothing is in the way any more.
+"""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lazyfs.cli.fill import wait_complete
 from lazyfs.cli.parser import Parser
+from lazyfs.control import daemon_at
+from lazyfs.errors import ControlError
 from lazyfs.unmount import unmount
 
 _EXAMPLE = """\
@@ -14,11 +21,36 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    unmount(Path(os.path.realpath(_parser().parse_args(arguments).mountpoint)))
+    given = _parser().parse_args(arguments)
+    if given.handover:
+        code = _hand_over(given.mountpoint)
+        if code:
+            return code
+    unmount(Path(os.path.realpath(given.mountpoint)))
     return 0
+
+
+def _hand_over(mountpoint: str) -> int:
+    """Returns the exit code. Raises ControlError if something has to stay."""
+    daemon = daemon_at(mountpoint)
+    daemon.ask("fill")
+    code = wait_complete(daemon)
+    if code == 0:
+        for device in daemon.ask("handover")["devices"]:
+            if device["stays"]:
+                raise ControlError(
+                    f"{device['device']} cannot be handed over: {device['stays']}",
+                    "unmount what stands on it",
+                )
+    return code
 
 
 def _parser() -> Parser:
     parser = Parser("lazyfs umount", "Unmount a mount of lazyfs.", _EXAMPLE)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted")
+    parser.add_argument(
+        "--handover",
+        action="store_true",
+        help="first fetch the rest, and move loop devices to the copy in the cache",
+    )
     return parser

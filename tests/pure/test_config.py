@@ -1,6 +1,7 @@
 """What configuration files say, and what the command line says otherwise."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lazyfs.cli.configured import settable
 from lazyfs.cli.ls import _parser as ls_parser
 from lazyfs.cli.mount import parse
 from lazyfs.errors import UsageError
-from lazyfs.options import MountOptions
+from lazyfs.options import EACH_REQUEST, MountOptions
 
 URL = "https://images.example/a.iso"
 OTHER = "https://other.example/b.iso"
@@ -50,6 +51,14 @@ def test_what_is_not_said_is_looked_up(write: Callable[[str], Path]) -> None:
     assert options.fuse == ("allow_other",)
     said = mount("--cache-size", "2G", "--timeout", "60")
     assert (said.cache.limit, said.timeout) == (2 << 30, 60.0)
+
+
+def test_what_is_counted_is_true_in_a_file(write: Callable[[str], Path]) -> None:
+    assert mount().log.level == logging.INFO
+    assert mount("-vv").log.level == EACH_REQUEST
+    write("verbose = true")
+    assert mount().log.level == logging.DEBUG
+    assert mount("-vv").log.level == EACH_REQUEST
 
 
 def test_the_users_file_goes_before_the_systems(

@@ -125,7 +125,7 @@ def test_rm_removes_what_is_named_by_url_or_name(lab: Lab, server: Nginx) -> Non
         (["rm", "nothing"], "'nothing' names no cache; see: lazyfs cache list"),
         (["verify", ""], "'' could mean 2 caches; see: lazyfs cache list"),
         (["prune", "--to", "much"], "'much' is not a size"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["verfy"], "knows no 'verfy'; did you mean verify?"),
     ],
 )
 def test_wrong_usage(lab: Lab, server: Nginx, arguments: list[str], message: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from iso.flavours import make
 
 from .images import MIB, Images
-from .mounts import Lab, loop_device, need_loop, read
+from .mounts import Lab, loop_device, loop_mounted, need_loop, read
 from .servers import Answer, Nginx, Request, Scripted
 from .test_steering import refused, said, status, until_complete
 from .waiting import eventually
@@ -114,6 +114,24 @@ def test_a_loop_device_is_handed_over_when_asked(lab: Lab, images: Images, nginx
             assert str(lab.cache) in Path(f"/sys/block/{device.name}/loop/backing_file").read_text()
 
 
+def test_a_mount_that_is_stood_on_can_be_left_with_all_it_has(
+    lab: Lab, images: Images, nginx: Nginx
+) -> None:
+    need_loop()
+    image = images.squashfs()
+    with (
+        lab.mounted(nginx.url(image.name)) as mounted,
+        loop_mounted(mounted.image, lab.mountpoint(), "squashfs") as tree,
+    ):
+        assert "--handover" in refused(lab, "umount", mounted.path)
+        assert said(lab, "umount", "--handover", mounted.path) == ""
+        mounted.wait_until_ended()
+        nginx.stop()
+        files = [file for file in tree.rglob("*") if file.is_file()]
+        assert files
+        assert sum(len(file.read_bytes()) for file in files) > MIB
+
+
 def test_without_a_cache_nothing_is_handed_over(lab: Lab, scripted: Scripted) -> None:
     with lab.mounted("--no-cache", scripted.url("image.raw")) as mounted:
         assert "no cache on disk" in refused(lab, "handover", mounted.path)
@@ -132,3 +150,15 @@ def test_metrics_are_those_of_the_status(lab: Lab, scripted: Scripted, tmp_path:
         assert set(file.read_text().splitlines()) & set(text.splitlines())
         assert os.listdir(tmp_path).count("lazyfs.prom") == 1
     assert lab.start("metrics", "--every", "1s").returncode == 2
+
+
+def test_each_request_is_logged_when_that_is_asked_for(lab: Lab, scripted: Scripted) -> None:
+    with lab.mounted("-v", "--readahead", "0", scripted.url("image.raw")) as mounted:
+        read(mounted.image, MIB, 10)
+    assert "came in" not in mounted.messages()
+    with lab.mounted("-vv", "--readahead", "0", scripted.url("image.raw")) as mounted:
+        read(mounted.image, 2 * MIB, 10)
+    found = [line for line in mounted.messages().splitlines() if "came in" in line]
+    first, last = 2 * MIB, 2 * MIB + BLOCK - 1
+    assert any(f" REQUEST {scripted.url('image.raw')}: bytes {first} to {last}" in f for f in found)
+    assert "(DEMAND)" in found[-1]
