@@ -16,6 +16,7 @@ from lazyfs.prefetch.files import load
 from lazyfs.prefetch.profile import Profile
 from lazyfs.texts import printable
 
+_Command = Callable[[argparse.Namespace], None]
 _EXAMPLE = """\
 example:
   lazyfs --record first.profile https://host/live.iso /mnt/img
@@ -26,7 +27,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = given.command
+    command: _Command = given.command
     with printing():
         command(given)
     return 0
@@ -37,40 +38,30 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(
         metavar="COMMAND", required=True, parser_class=Parser, prog=parser.prog
     )
-    show = commands.add_parser(
-        "show",
-        help="say what a profile holds",
-        description="Say what a profile holds.",
-        epilog="example:\n  lazyfs profile show live.iso.lazyprofile\n",
-    )
+
+    def add(name: str, command: _Command, what: str, example: str) -> Parser:
+        made: Parser = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what.capitalize()}.",
+            epilog=f"example:\n  lazyfs profile {name} {example}\n",
+        )
+        made.set_defaults(command=command)
+        return made
+
+    show = add("show", _show, "say what a profile holds", "live.iso.lazyprofile")
     show.add_argument("file", metavar="PROFILE", help="a file that --record has written")
-    show.set_defaults(command=_show)
-    merge = commands.add_parser(
-        "merge",
-        help="write the profile of several runs together to stdout",
-        description="Write the profile of several runs together to stdout.",
-        epilog="example:\n  lazyfs profile merge first.profile second.profile >both.profile\n",
-    )
+    what = "write the profile of several runs together to stdout"
+    merge = add("merge", _merge, what, "first.profile second.profile >both.profile")
     merge.add_argument("files", nargs="+", metavar="PROFILE", help="what --record has written")
     merge.add_argument("-o", "--output", metavar="FILE", help="write it there, not to stdout")
-    merge.set_defaults(command=_merge)
-    record = commands.add_parser(
-        "record",
-        help="write down what is used of a mounted image, from now on",
-        description="Write down what is used of a mounted image, from now on.",
-        epilog="example:\n  lazyfs profile record /mnt/img live.iso.lazyprofile\n",
-    )
+    what = "write down what is used of a mounted image, from now on"
+    record = add("record", _record, what, "/mnt/img live.iso.lazyprofile")
     record.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
     record.add_argument("file", metavar="PROFILE", help="the file to write, now and then")
-    record.set_defaults(command=_record)
-    stop = commands.add_parser(
-        "stop",
-        help="stop writing down what is used",
-        description="Stop writing down what is used; the profile is complete then.",
-        epilog="example:\n  lazyfs profile stop /mnt/img\n",
-    )
+    what = "stop writing down what is used"
+    stop = add("stop", _stop, what, "/mnt/img")
     stop.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
-    stop.set_defaults(command=_stop)
     return parser
 
 
