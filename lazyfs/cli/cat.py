@@ -4,11 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
-import trio
-
-from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import naming, tree_with
 from lazyfs.cli.common import (
     add_image,
     add_source_options,
@@ -21,6 +18,9 @@ from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import printing
 from lazyfs.isofile import Content
 
+if TYPE_CHECKING:
+    from lazyfs.access import OpenImage
+
 _EXAMPLE = """\
 example:
   lazyfs cat https://host/debian.iso /README.txt
@@ -32,7 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     hide_secrets(["cat", given.image])
     log_to_terminal()
 
-    async def write(image: OpenImage) -> None:
+    # Only here: help must not wait for these imports.
+    import trio
+
+    from lazyfs.access import with_image
+    from lazyfs.catalogs import naming, tree_with
+
+    async def write(image: "OpenImage") -> None:
         with naming(image.name):
             tree = await tree_with(image.device, image.notebook, given.paths)
         for extents in [tree.extents(path) for path in given.paths]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lazyfs import config
-from lazyfs.cli.parser import Parser, suggestion
+from lazyfs.cli.parser import Parser, listed, suggestion
 from lazyfs.config import Config, Setting, Settings
 from lazyfs.errors import UsageError
 
@@ -171,7 +171,9 @@ def _converted(action: argparse.Action, name: str, value: Any, setting: Setting)
         raise UsageError(f"{setting.file}: {name} is not a text", f'write {name} = "..."')
     text = os.path.expanduser(str(value))
     if action.choices is not None and text not in action.choices:
-        raise UsageError(f"{setting.file}: {name} is one of {', '.join(action.choices)}")
+        raise UsageError(
+            f"{setting.file}: {name} has no such value", f"give {listed([*action.choices])}"
+        )
     try:
         return action.type(text) if callable(action.type) else text
     except argparse.ArgumentTypeError as error:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import naming, tree_of, tree_with
 from lazyfs.cli.common import (
     add_image,
     add_source_options,
@@ -16,7 +15,9 @@ from lazyfs.cli.configured import parse
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import progress
 from lazyfs.errors import UsageError
-from lazyfs.extraction import Copier, CopyOptions
+
+if TYPE_CHECKING:
+    from lazyfs.access import OpenImage
 
 _EXAMPLE = """\
 example:
@@ -32,7 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     if len(given.paths) < 2:
         raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
 
-    async def copy(image: OpenImage) -> int:
+    # Only here: help must not wait for these imports.
+    from lazyfs.access import with_image
+    from lazyfs.catalogs import naming, tree_of, tree_with
+    from lazyfs.extraction import Copier, CopyOptions
+
+    async def copy(image: "OpenImage") -> int:
         *paths, destination = given.paths
         with naming(image.name):
             if given.recursive:

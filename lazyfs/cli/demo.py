@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _tell(Console(highlight=False))
     except OSError as error:  # no room, most likely
-        raise LazyfsError(f"the demo cannot go on: {error}") from error
+        raise LazyfsError(
+            f"the demo cannot go on: {error}", "make room for temporary files, or set TMPDIR"
+        ) from error
     return 0
 
 

@@ -2,10 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lazyfs.access import OpenImage, with_image
-from lazyfs.catalogs import tree_of
 from lazyfs.cli.common import (
     add_image,
     add_source_options,
@@ -22,6 +20,9 @@ from lazyfs.iso.tree import Kind, Tree
 from lazyfs.options import format_size
 from lazyfs.texts import printable
 
+if TYPE_CHECKING:
+    from lazyfs.access import OpenImage
+
 _EXAMPLE = """\
 example:
   lazyfs info https://host/debian.iso
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(_parser(), arguments)
     hide_secrets(["info", given.image])
     log_to_terminal()
+    # Only here: help must not wait for these imports.
+    from lazyfs.access import with_image
+
     found = with_image(given.image, stack_options(given, given.image), _look)
     with printing():
         if given.json:
@@ -53,7 +57,9 @@ def _parser() -> Parser:
     return parser
 
 
-async def _look(image: OpenImage) -> dict[str, Any]:
+async def _look(image: "OpenImage") -> dict[str, Any]:
+    from lazyfs.catalogs import tree_of
+
     device = image.device
     identity = device.identity
     head = await device.read(0, detect.HEAD)

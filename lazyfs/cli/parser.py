@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from lazyfs.errors import UsageError
+from lazyfs.sources import urls
 
 
 class Rare(str):
@@ -28,8 +29,12 @@ class Parser(argparse.ArgumentParser):
         epilog: str = "",
         usage: str = "",
         more: tuple[str, str] = ("", ""),
+        **for_argparse: Any,
     ) -> None:
-        """``more``: what stands before the epilog, in ``--help`` and in ``--help-all``."""
+        """``more``: what stands before the epilog, in ``--help`` and in ``--help-all``.
+
+        ``for_argparse``: what it hands on itself from a parser to those of commands within.
+        """
         super().__init__(
             prog=prog,
             usage=usage or None,
@@ -37,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             add_help=False,
+            **for_argparse,
         )
         self._positionals.title = "arguments"
         self.more = more
@@ -97,7 +103,8 @@ class Parser(argparse.ArgumentParser):
         if unknown is None:
             raise UsageError(message, f"see {self.prog} --help")
         if not unknown[1].startswith("-"):
-            raise UsageError(unknown[0], f"see {self.prog} --help")
+            shown = f"unrecognized arguments: {urls.shown(unknown[1])}"
+            raise UsageError(shown, f"see {self.prog} --help")
         raise self._unknown(unknown[1])
 
     def _unknown(self, option: str) -> UsageError:
@@ -119,7 +126,8 @@ class Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             of = action.option_strings[-1] if action.option_strings else self.prog
             raise UsageError(
-                f"{of} knows no {value!r}", suggestion(value, known) or f"it knows {listed(known)}"
+                f"{of} knows no {urls.shown(value)!r}",
+                suggestion(value, known) or f"it knows {listed(known)}",
             )
 
 

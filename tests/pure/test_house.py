@@ -241,7 +241,13 @@ def test_a_package_and_who_may_use_it(package: str, owners: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["--version"], "lazyfs "), (["--help"], "MOUNTPOINT"), ([], "MOUNTPOINT")],
+    [
+        (["--version"], "lazyfs "),
+        (["--help"], "MOUNTPOINT"),
+        ([], "MOUNTPOINT"),
+        (["--help-all"], "MOUNTPOINT"),
+        (["help"], "MOUNTPOINT"),
+    ],
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str], says: str) -> None:
     """They have to answer at once, and where FUSE is not installed."""
