@@ -122,7 +122,7 @@ def test_options_of_the_readme_exist() -> None:
 def test_commands_of_the_readme_exist() -> None:
     written = [command for block in blocks_of(README) for command in block.commands]
     lines = [shlex.split(line) for line in literals(README) + written if line.startswith("lazyfs ")]
-    assert ["lazyfs", "--help"] in lines
+    assert ["lazyfs", "--help-all"] in lines
     assert {words[1] for words in lines if words[1].isalpha()} <= set(COMMANDS)
     assert [words for words in lines if misused(words)] == []
 
