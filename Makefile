@@ -6,6 +6,7 @@
 # make check  style, types and import rules
 # make bench        measure beside other tools, three times (as root; takes some hours)
 # make bench-quick  the important cells once, in under 5 minutes
+# make docs   the documentation as a site, in build/docs
 # make man    the manual pages, in build/man
 # make clean  remove what was made here (system packages stay)
 #
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test test-guest soak check venv man clean bench bench-quick packages-run packages-test \
+.PHONY: demo test test-guest soak check venv docs man clean bench bench-quick packages-run packages-test \
 	packages-guest packages-live packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -51,6 +52,9 @@ check: .venv/with-tests
 	$(call step,types,$(BIN)/mypy)
 	$(call step,import rules,$(BIN)/python -m pytest --quiet tests/pure/test_house.py)
 
+docs: .venv/with-tests
+	$(call step,the documentation in build/docs,$(BIN)/sphinx-build -W --keep-going -q docs build/docs)
+
 man: .venv/with-tests
 	$(call step,manual pages,$(BIN)/python docs/man/build.py build/man)
 
@@ -62,7 +66,7 @@ venv: .venv/ready
 	@touch $@
 
 .venv/with-tests: .venv/ready
-	$(call step,what the tests stand on,$(PIP) --editable '.[test]')
+	$(call step,what the tests stand on,$(PIP) --editable '.[test,docs]')
 	@touch $@
 
 packages-run:

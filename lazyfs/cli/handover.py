@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
             fate = f"stays: {found['stays']}" if found["stays"] else "stands on the copy now"
             print(for_stdout(f"{found['device']} {fate}"))
         if not devices:
-            print("no loop device stands on it")
+            print("no loop device stands on it: on a complete image they move by themselves")
     return 1 if any(found["stays"] for found in devices) else 0
 
 

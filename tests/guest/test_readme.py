@@ -1,4 +1,4 @@
-"""Commands of the README that need a kernel with NBD run as they are written."""
+"""Commands of documents that need a kernel with NBD run as they are written."""
 
 import shlex
 import sys
@@ -13,11 +13,13 @@ from .attached import Place
 from .disks import Disks
 from .machine import HOST
 
-README = Path(__file__).parents[2] / "README.rst"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.rst", ROOT / "docs/howto/nbd.rst")
 
 
 def blocks() -> list[str]:
-    code = publish_doctree(README.read_text()).findall(nodes.literal_block)
+    trees = (publish_doctree(document.read_text()) for document in DOCUMENTS)
+    code = (block for tree in trees for block in tree.findall(nodes.literal_block))
     return [block.astext() for block in code if "guest" in block["classes"]]
 
 

@@ -106,11 +106,11 @@ def test_a_loop_device_is_handed_over_when_asked(lab: Lab, images: Images, nginx
         assert "is not complete" in refused(lab, "handover", mounted.path)
         said(lab, "fill", "--wait", mounted.path)
         until_complete(mounted)
-        assert said(lab, "handover", mounted.path) == "no loop device stands on it\n"
+        assert said(lab, "handover", mounted.path).startswith("no loop device stands on it")
         with loop_device(mounted.image) as device:
             shown = said(lab, "handover", mounted.path)
             # It may have been moved already, by the daemon itself.
-            assert shown in (f"{device} stands on the copy now\n", "no loop device stands on it\n")
+            assert shown.startswith((f"{device} stands on the copy now\n", "no loop device"))
             assert str(lab.cache) in Path(f"/sys/block/{device.name}/loop/backing_file").read_text()
 
 

@@ -1,6 +1,5 @@
 """The examples of docs/semantics.rst do what stands there, line for line."""
 
-import doctest
 import os
 import re
 import shlex
@@ -11,22 +10,14 @@ from pathlib import Path
 
 import pytest
 from docutils import nodes
-from docutils.core import publish_doctree
 
+from .blocks import ROOT, Block, Step, tree_of
 from .mounts import IS_ROOT, LAZYFS, environment, is_mounted, run
 from .servers import MTIME, Nginx
 from .waiting import eventually
 
-DOCUMENT = Path(__file__).parents[2] / "docs/semantics.rst"
+DOCUMENT = ROOT / "docs/semantics.rst"
 SIZE = (40 << 20) + 777
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command, and what it prints; ``...`` stands for anything."""
-
-    command: str
-    output: str
 
 
 @dataclass(frozen=True)
@@ -36,19 +27,11 @@ class Example:
 
 
 def examples() -> list[Example]:
-    tree = publish_doctree(DOCUMENT.read_text(), settings_overrides={"syntax_highlight": "none"})
-    sections = list(tree.findall(nodes.section))
     return [
-        Example(section[0].astext(), tuple(_steps(block.astext())))
-        for section in sections
+        Example(section[0].astext(), tuple(Block(block.astext()).steps))
+        for section in tree_of(DOCUMENT).findall(nodes.section)
         for block in section.findall(nodes.literal_block)
     ]
-
-
-def _steps(text: str) -> Iterator[Step]:
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        command, _, output = part.partition("\n")
-        yield Step(command, output)
 
 
 class World:
@@ -121,8 +104,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_every_promise_has_an_example() -> None:
-    tree = publish_doctree(DOCUMENT.read_text(), settings_overrides={"syntax_highlight": "none"})
-    titles = [section[0].astext() for section in tree.findall(nodes.section)]
+    titles = [section[0].astext() for section in tree_of(DOCUMENT).findall(nodes.section)]
     assert [example.promise for example in examples()] == titles[:-1]
     assert titles[-1] == "What happens when"
 
@@ -133,10 +115,5 @@ def test_the_example_prints_what_stands_there(world: World, example: Example) ->
         pytest.skip("the examples unmount with umount(8), which is for root")
     for step in example.steps:
         printed = world.do(step.command)
-        assert _alike(step.output, printed), f"$ {step.command}\n{printed}"
+        assert step.prints(printed), f"$ {step.command}\n{printed}"
     eventually(lambda: not is_mounted(world.mountpoint), "nothing is mounted")
-
-
-def _alike(expected: str, printed: str) -> bool:
-    wanted, got = expected.strip() + "\n", printed.strip() + "\n"
-    return doctest.OutputChecker().check_output(wanted, got, doctest.ELLIPSIS)
