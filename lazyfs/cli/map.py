@@ -17,16 +17,18 @@ from lazyfs.errors import OutputError
 from lazyfs.options import format_size
 from lazyfs.texts import printable
 
-_CELLS = 1024  # of an image
+_ROWS = 12  # on a terminal; full ones, or the end of the last would look like a part not here
+_DRAWN = 1024  # cells of a drawing
 
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     daemon = daemon_at(given.where)
+    cells = _ROWS * _width() if given.svg is None else _DRAWN
     images = [
         (
             printable(f"{image['name']}  {format_size(image['size'])}"),
-            daemon.cells(image["name"], _CELLS),
+            daemon.cells(image["name"], cells),
         )
         for image in daemon.status["images"]
     ]
@@ -44,7 +46,7 @@ def _parser() -> Parser:
 
 
 def _print(images: Sequence[tuple[str, Sequence[Cell]]]) -> None:
-    width = max(8, shutil.get_terminal_size().columns - 2)
+    width = _width()
     console = Console(highlight=False, width=width + 2)
     with printing():
         for title, cells in images:
@@ -52,6 +54,11 @@ def _print(images: Sequence[tuple[str, Sequence[Cell]]]) -> None:
             for row in heatmap.rows(cells, width, ascii_only=not is_utf8()):
                 console.print(Text.assemble("|", row, "|"))
         print(heatmap.legend(ascii_only=not is_utf8()))
+
+
+def _width() -> int:
+    """Of a row, between its bars."""
+    return max(8, shutil.get_terminal_size().columns - 2)
 
 
 def _draw(path: Path, images: Sequence[tuple[str, Sequence[Cell]]]) -> None:

@@ -62,7 +62,12 @@ def _told(status: dict[str, Any]) -> Iterator[str]:
 
 def summary(image: dict[str, Any]) -> dict[str, str]:
     """How an image is doing, for people: some lines, by their names."""
-    return {"here": _here(image), "server": _server(image), "reads": _reads(image)}
+    return {
+        "here": _here(image),
+        "server": _server(image),
+        "reads": _reads(image),
+        "fetched": _fetched(image),
+    }
 
 
 def _here(image: dict[str, Any]) -> str:
@@ -87,11 +92,15 @@ def _server(image: dict[str, Any]) -> str:
 
 def _reads(image: dict[str, Any]) -> str:
     reads = image["hits"] + image["misses"]
-    hits = f"{100 * image['hits'] // reads} % without waiting" if reads else "none yet"
-    return (
-        f"{hits}; {format_size(image['fetched'])} fetched for {format_size(image['wanted'])} read, "
-        f"{format_size(image['unused'])} of it ahead and not used yet"
-    )
+    if not reads:
+        return "none yet"
+    hits = 100 * image["hits"] // reads
+    return f"{hits} % without waiting; {format_size(image['wanted'])} in all"
+
+
+def _fetched(image: dict[str, Any]) -> str:
+    fetched, unused = format_size(image["fetched"]), format_size(image["unused"])
+    return f"{fetched}; {unused} of it ahead and not used yet"
 
 
 def duration(seconds: float) -> str:

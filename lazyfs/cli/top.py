@@ -35,7 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         with printing():
             console.print(_screen(daemon, history))
         return 0
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    # Nothing else prints; and rich's stand-in for stdout would not tell its encoding.
+    plain = Live(
+        console=console, screen=True, auto_refresh=False,
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
+    with plain as live:
         while True:
             live.update(_screen(daemon, history), refresh=True)
             time.sleep(max(given.every, _SHORTEST))
