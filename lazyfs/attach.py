@@ -50,7 +50,7 @@ def attach(options: AttachOptions, report: Report) -> int:
 
     In the background unless ``options.foreground``. The device is printed when it can be used.
     ``report`` tells the user of an error that comes before, and says the exit code for it.
-    Raises DeviceError, ProgramFailed or ToolMissing.
+    Raises DeviceError or ToolMissing.
     """
     if os.geteuid() != 0:
         raise DeviceError("only root can attach block devices", "use sudo")

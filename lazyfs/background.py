@@ -15,28 +15,39 @@ Ready = Callable[[], None]
 
 def run_daemon(work: Callable[[Ready], int], *, foreground: bool) -> int:
     """Run ``work`` here, or in the background; returns the exit code for the shell."""
-    return work(tell_systemd) if foreground else run_in_background(work)
+    return work(tell_ready) if foreground else run_in_background(work)
 
 
-def tell_systemd() -> None:
-    """Say that we are ready, if a service manager wants to know it: see sd_notify(3)."""
+def tell_ready() -> None:
+    """Tell the service manager, if there is one that wants to know."""
+    _tell("READY=1", "that we are ready")
+
+
+def tell_failure(why: str) -> None:
+    """Tell the service manager why we end: a line, which ``systemctl status`` shows."""
+    _tell(f"STATUS={why}", "why we end")
+
+
+def _tell(state: str, what: str) -> None:
+    """Send a line of sd_notify(3)."""
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place.startswith(("/", "@")):
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.connect(place.replace("@", "\0", 1) if place[0] == "@" else place)
-            manager.send(b"READY=1")
+            manager.send(state.encode())
     except OSError as error:
-        log.warning("systemd cannot be told that we are ready: %s", error.strerror)
+        log.warning("systemd cannot be told %s: %s", what, error.strerror)
 
 
 def run_in_background(work: Callable[[Ready], int]) -> int:
-    """Run ``work`` in a session of its own; returns the exit code for the shell.
+    """Run ``work`` in a process of its own; returns the exit code for the shell.
 
     ``work`` calls its argument once, when it is ready: the caller then returns 0 and the work goes
-    on without a terminal. If it ends before that, its own exit code is returned. Until then it
-    shares our stderr.
+    on in a session of its own, without a terminal. If it ends before that, its own exit code is
+    returned. Until then it shares our stderr, and our process group: at a mount point of
+    systemd.automount(5), who is not in systemd's waits for the mount, and so would wait for itself.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -49,18 +60,19 @@ def run_in_background(work: Callable[[Ready], int]) -> int:
             if pipe.read(1):
                 return 0
         except KeyboardInterrupt:
-            os.kill(child, signal.SIGTERM)  # it has a session of its own: Ctrl-C does not reach it
+            os.kill(child, signal.SIGTERM)  # which heeds no Ctrl-C
             os.waitpid(child, 0)
             raise
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
-    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent hears it, and tells us
     os.chdir("/")
     os.umask(0o077)
 
     def ready() -> None:
+        os.setsid()
         nothing = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(nothing, standard)

@@ -62,7 +62,8 @@ def all_caches(directory: Path) -> list[Cache]:
         return []
     except OSError as error:
         raise CacheError(
-            f"the cache directory {directory} cannot be read: {error.strerror}"
+            f"the cache directory {directory} cannot be read: {error.strerror}",
+            "name another with --cache-dir",
         ) from error
 
 
@@ -127,7 +128,9 @@ def verify(cache: Cache, tell: Callable[[int], None]) -> Verdict:
         store.note(store.present.take_dirty())
         store.sync()
     except OSError as error:
-        raise CacheError(f"{cache.name} cannot be verified: {error.strerror}") from error
+        raise CacheError(
+            f"{cache.name} cannot be verified: {error.strerror}", "look at the disk that it is on"
+        ) from error
     finally:
         store.close()
     return Verdict(cache, blocks, damaged)

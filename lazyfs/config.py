@@ -81,7 +81,10 @@ def _content(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}",
+            f"make it readable, or name another with {INSTEAD}",
+        ) from error
     except ValueError as error:  # of TOML, or of UTF-8. What stands there may be a secret
         where = str(error).rpartition(" (")[2].rstrip(")")
         place = f" ({where})" if where.startswith("at ") else ""

@@ -26,6 +26,7 @@ PATIENCE = 10.0  # seconds that a daemon is waited for
 _RUN, _USERS = Path("/run/lazyfs"), Path("/run/user")
 _BOOT = _RUN / "run/lazyfs"  # of the daemon below a root filesystem, for which _RUN is /
 _AT_ONCE = 16  # daemons that are asked
+_SEE_LOG = "see what it says: journalctl -t lazyfs"
 _MOST_LINKS = 40  # followed in one path; Linux's number
 
 
@@ -108,11 +109,11 @@ def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
         line = _exchanged(path, control.asking(command, fields))
     except OSError as error:
         raise ControlError(
-            f"the daemon at {path} cannot be asked: {error.strerror or error}"
+            f"the daemon at {path} cannot be asked: {error.strerror or error}", _SEE_LOG
         ) from error
     if not line.endswith(b"\n"):
         why = "has ended" if len(line) < control.LONGEST else "says more than can be taken"
-        raise ControlError(f"the daemon at {path} {why}")
+        raise ControlError(f"the daemon at {path} {why}", _SEE_LOG)
     return control.answered(line)
 
 
@@ -164,7 +165,9 @@ def _checked(status: dict[str, Any]) -> dict[str, Any]:
     """A status in which is what we use of it. Raises ControlError."""
     known = _has(status, _STATUS) and all(_has(image, _IMAGE) for image in status["images"])
     if not known or not all(isinstance(place, str) for place in status["places"]):
-        raise ControlError("a daemon says of itself what makes no sense")
+        raise ControlError(
+            "a daemon says of itself what makes no sense", "use the same lazyfs on both sides"
+        )
     return status
 
 

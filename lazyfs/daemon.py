@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from lazyfs import logs, storagedaemon
-from lazyfs.background import Ready, run_daemon
+from lazyfs.background import Ready, run_daemon, tell_failure
 from lazyfs.ending import run_to_the_end
 from lazyfs.errors import LazyfsError
 from lazyfs.options import DaemonOptions
 from lazyfs.stack import Stack, open_stack
+from lazyfs.texts import printable
 
 Report = Callable[[LazyfsError], int]
 
@@ -28,6 +29,9 @@ def live(options: DaemonOptions, report: Report, life: Callable[[Ready], Awaitab
         try:
             return run_to_the_end(life, ready)
         except LazyfsError as error:
+            if options.foreground:
+                # While a service waits for its next attempt, systemctl shows nothing of its log.
+                tell_failure(printable(str(error)))
             return report(error)
 
     return run_daemon(work, foreground=options.foreground)

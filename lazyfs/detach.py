@@ -20,7 +20,9 @@ def detach(device: str) -> None:
     index = index_of(device)
     with closing(open_control()) as control:
         if not control.is_attached(index):
-            raise DeviceError(f"nothing is attached to {device}")
+            raise DeviceError(
+                f"nothing is attached to {device}", "lazyfs status shows what is attached"
+            )
         held = holders(device, owner_of(index))
         if held:
             raise DeviceError(f"{device} is in use: {'; '.join(held)}", "end that first")

@@ -25,7 +25,7 @@ The tree::
     |   +-- NotFound               404, 410
     |   +-- NoRanges               the server sends whole files only
     |   +-- ImageChanged           not the image that was opened
-    |   +-- BadAnswer              an answer that HTTP does not allow here
+    |   +-- BadAnswer              an answer that the protocol does not allow here
     |   +-- UntrustedServer        the TLS certificate does not hold
     +-- ReadTimeout                no data before the read's deadline
     +-- InternalError              a defect of lazyfs itself
@@ -41,7 +41,8 @@ import errno
 class LazyfsError(Exception):
     """Root of the tree.
 
-    ``cure`` is a clause that tells the user what to do next; empty when there is nothing to add.
+    ``cure`` is a clause that tells the user what to do next. ``usual_cure``: of a class, for those
+    that are made without one.
     """
 
     exit_code = 1
@@ -71,11 +72,11 @@ class MountError(LazyfsError):
 
 
 class ServeError(LazyfsError):
-    pass
+    usual_cure = "give another --unix or --tcp"
 
 
 class DeviceError(LazyfsError):
-    pass
+    usual_cure = "the kernel's log may say more: dmesg"
 
 
 class ControlError(LazyfsError):
@@ -87,11 +88,11 @@ class ToolMissing(LazyfsError):
 
 
 class ProgramFailed(LazyfsError):
-    pass
+    usual_cure = "the kernel's log may say more: dmesg"
 
 
 class OutputError(LazyfsError):
-    pass
+    usual_cure = "name another place, or make room there"
 
 
 class LogError(LazyfsError):
@@ -99,23 +100,23 @@ class LogError(LazyfsError):
 
 
 class ImageError(LazyfsError):
-    pass
+    usual_cure = "compare the image's checksum with its publisher's"
 
 
 class ProfileError(LazyfsError):
-    pass
+    usual_cure = "make one with: lazyfs --record FILE ..."
 
 
 class CacheError(LazyfsError):
-    pass
+    usual_cure = "name another place with --cache-dir, or use --no-cache"
 
 
 class CacheBusy(CacheError):
-    pass
+    usual_cure = "unmount it first"
 
 
 class CacheUnknown(CacheError):
-    pass
+    usual_cure = "lazyfs cache rm removes it"
 
 
 class SourceError(LazyfsError):
@@ -135,15 +136,15 @@ class Unreachable(TransientError):
 
 
 class ServerBusy(TransientError):
-    pass
+    usual_cure = "try again later"
 
 
 class AccessDenied(SourceError):
-    pass
+    usual_cure = "check URL and login"
 
 
 class NotFound(SourceError):
-    pass
+    usual_cure = "check the URL"
 
 
 class NoRanges(SourceError):
@@ -151,11 +152,11 @@ class NoRanges(SourceError):
 
 
 class ImageChanged(SourceError):
-    pass
+    usual_cure = "unmount it and mount it again to use the new version"
 
 
 class BadAnswer(SourceError):
-    pass
+    usual_cure = "tell whoever runs the server"
 
 
 class UntrustedServer(SourceError):
@@ -163,8 +164,8 @@ class UntrustedServer(SourceError):
 
 
 class ReadTimeout(LazyfsError):
-    pass
+    usual_cure = "check the network, or give a longer --timeout"
 
 
 class InternalError(LazyfsError):
-    pass
+    usual_cure = "this is a defect of lazyfs: please report it"

@@ -71,7 +71,10 @@ async def hand_over(exposed: Exposed) -> list[Outcome]:
     Raises ControlError if the image is not complete, or has no copy.
     """
     if exposed.copy is None:
-        raise ControlError(f"{exposed.file.name} has no cache on disk that could take over")
+        raise ControlError(
+            f"{exposed.file.name} has no cache on disk that could take over",
+            "mount it without --no-cache",
+        )
     if not await _is_complete(exposed.image):
         raise ControlError(
             f"{exposed.file.name} is not complete", "lazyfs fill --wait completes it"

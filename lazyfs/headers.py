@@ -39,7 +39,7 @@ def parse_header(text: str, what: str = "a --header") -> Field:
     """
     name, colon, value = text.partition(":")
     if not colon or not _NAME.fullmatch(name):
-        raise UsageError(f"{what} is not one", "write it as 'Name: value'")
+        raise UsageError(f"{what} is no header field", "write it as 'Name: value'")
     if name.lower() in _OURS:
         raise UsageError(f"{what} cannot set {name}: it belongs to lazyfs", "leave it out")
     return name, parse_value(value)

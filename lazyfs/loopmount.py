@@ -94,7 +94,9 @@ def _dead_device(mountpoint: Path) -> str:
             f"umount {mountpoint}, and mount it again",
         )
     if answers(file):
-        raise MountError(f"{device} on {mountpoint} needs no repair: {file} can be read")
+        raise MountError(
+            f"{device} on {mountpoint} needs no repair: {file} can be read", "use it as it is"
+        )
     return device
 
 

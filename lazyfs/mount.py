@@ -1,6 +1,7 @@
 """The life of a mount: start, ready, signals, unmount."""
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -81,10 +82,9 @@ def check_mountpoint(options: MountOptions) -> None:
     except FileNotFoundError as error:
         raise MountError(f"{mountpoint} does not exist", f"mkdir {mountpoint}") from error
     except OSError as error:
-        raise MountError(
-            f"{mountpoint} cannot be used: {error.strerror}",
-            f"if a dead mount is left there: fusermount3 -u {mountpoint}",
-        ) from error
+        left = f"if a dead mount is left there: fusermount3 -u {mountpoint}"
+        cure = left if error.errno == errno.ENOTCONN else "name another place"
+        raise MountError(f"{mountpoint} cannot be used: {error.strerror}", cure) from error
     mounted = mount_on(mountpoint)
     if mounted is not None and mounted.kind == KIND:
         raise MountError(
@@ -95,7 +95,7 @@ def check_mountpoint(options: MountOptions) -> None:
     if stat.S_ISREG(mode) and len(options.images) > 1:
         raise UsageError(f"{mountpoint} is a file and can show one image only", "give a directory")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise MountError(f"{mountpoint} is neither a directory nor a file")
+        raise MountError(f"{mountpoint} is neither a directory nor a file", "give a directory")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         why = "may not be opened" if Path("/dev/fuse").exists() else "does not exist"
         raise MountError(f"/dev/fuse {why}", "load the kernel module fuse, or ask for access to it")
@@ -117,7 +117,7 @@ async def _serve(options: MountOptions, ready: Ready, use: Use | None) -> None:
                 in_use = trio.Event()
                 signals = saved.enter_context(signals_until_saved(*_ENDING))
                 hear = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
-                nursery.start_soon(hear, nursery.cancel_scope)
+                nursery.start_soon(hear, nursery)
                 _start_serving(nursery, options, stack, fuse_mount)
                 exposed = _exposed(options, stack, single, fuse_mount)
                 let_steer(_front(options, use, exposed), stack, nursery, closing)
@@ -249,9 +249,9 @@ async def _end_on_signal(
     mountpoint: Path,
     fuse_mount: FuseMount,
     in_use: trio.Event,
-    scope: trio.CancelScope,
+    nursery: trio.Nursery,
 ) -> None:
-    """End on SIGTERM or SIGINT, unless a loop device would lose its file: then say so.
+    """End on SIGTERM or SIGINT, unless a loop device would lose its file: say so, and wait for it.
 
     A second signal ends it all the same, and so does the first while ``in_use`` is not set: nobody
     has been told yet that he may use it.
@@ -263,12 +263,13 @@ async def _end_on_signal(
             log.info("ending on %s", signal.Signals(number).name)
             if os.geteuid() == 0:
                 await trio.to_thread.run_sync(fuse_mount.abort)
-            scope.cancel()
+            nursery.cancel_scope.cancel()
             return
         warned = True
         log.error(
-            "not ending: %s in use by %s; unmount what stands on it first "
+            "not ending yet: %s is in use by %s; unmount what stands on it "
             "(a second signal ends lazyfs all the same)",
             mountpoint,
             ", ".join(loops),
         )
+        nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)

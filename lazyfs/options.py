@@ -112,7 +112,10 @@ def parse_readahead(text: str) -> ReadAheadLimit:
 
 def parse_rate(text: str) -> float:
     """Bytes a second from ``"10M/s"``, ``"500K"``. Raises UsageError."""
-    rate = parse_size(text.strip().removesuffix("/s"))
+    try:
+        rate = parse_size(text.strip().removesuffix("/s"))
+    except UsageError:
+        rate = 0
     if rate < 1:
         raise UsageError(f"{text!r} is not a rate", "write it like 10M/s")
     return float(rate)

@@ -70,7 +70,8 @@ class Preloader:
             return
         if not any_version and not self._device.identity.matches(found.identity):
             raise ProfileError(
-                "it is of another version of the image", "record a new one, or give --profile-any"
+                "it is of another version of the image",
+                "record a new one, or give --profile-any",
             )
         await self._ask_for(in_order_of_use(found.uses), "the profile")
 
@@ -92,7 +93,10 @@ class Preloader:
                 return None
             text = content.decode(errors="replace")
             return await trio.to_thread.run_sync(profile.parse, text)
-        raise ProfileError(f"it did not come within {PATIENCE:g} seconds")
+        raise ProfileError(
+            f"it did not come within {PATIENCE:g} seconds",
+            "give one of your own: --profile FILE",
+        )
 
     async def _ask_for(self, spans: Iterable[Span], what: str) -> None:
         total = 0
@@ -142,7 +146,9 @@ async def _squashfs_tables(device: Device, tree: Tree, path: str) -> list[Span]:
     for name in tree.glob(path):
         extents = tree.extents(name)
         if len(extents) != 1:
-            raise ImageError(f"{name} lies in several pieces")
+            raise ImageError(
+                f"{name} lies in several pieces", "preload all of it: leave out squashfs:"
+            )
         (extent,) = extents
         superblock = await device.read(extent.offset, squashfs.SUPERBLOCK)
         tables = squashfs.tables(superblock, extent.length)

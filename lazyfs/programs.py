@@ -49,6 +49,7 @@ def run(program: str, arguments: Sequence[str | Path], limit: float | None = Non
         raise ProgramFailed(f"{program} did not end within {limit:g} seconds") from error
     if done.returncode:
         complaint = " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
+        complaint = complaint.partition(" dmesg(1) may have")[0].rstrip(".")  # so says our cure
         named = complaint.startswith(f"{program}:")
         raise ProgramFailed(complaint if named else f"{program}: {complaint}")
     return done.stdout

@@ -160,7 +160,8 @@ class _Life:
                 options.pid_file.write_text(f"{os.getpid()}\n")
             except OSError as error:
                 raise ServeError(
-                    f"{options.pid_file} cannot be written: {error.strerror}"
+                    f"{options.pid_file} cannot be written: {error.strerror}",
+                    "give another --pidfile",
                 ) from error
         if options.command is None:
             for place in self._uris(stack, self._opened):

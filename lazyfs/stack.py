@@ -123,7 +123,9 @@ async def _open_image(
     cache.begin_with(source.opening)
     url = urls.shown(wanted.url)
     unrecorded = Prefetcher(cache, _readahead(options))
-    recorder = Recorder(unrecorded, url, options.preload.record)
+    recorder = Recorder(unrecorded, url)
+    if options.preload.record is not None:
+        await recorder.record_to(options.preload.record)
     return Image(
         name=wanted.name,
         url=url,

@@ -16,7 +16,7 @@ import trio
 from lazyfs import __version__, logs
 from lazyfs.control import own_socket
 from lazyfs.device import Priority
-from lazyfs.errors import ControlError
+from lazyfs.errors import ControlError, ImageError, ProfileError
 from lazyfs.frontends.controlsocket import ControlServer, Handler, listening_at
 from lazyfs.handover import Outcome
 from lazyfs.options import parse_rate
@@ -108,7 +108,9 @@ class Steering:
         """What is here and what is coming, in at most ``cells`` parts of equal length."""
         cells = fields.get("cells", 1024)
         if not isinstance(cells, int) or not 1 <= cells <= MOST_CELLS:
-            raise ControlError(f"a map has 1 to {MOST_CELLS} cells")
+            raise ControlError(
+                f"a map has 1 to {MOST_CELLS} cells", "ask for a number of cells in between"
+            )
         return {"images": [_mapped(image, cells) for image in self._picked(fields)]}
 
     async def _log(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
@@ -145,15 +147,21 @@ class Steering:
         """Fetch what ``patterns`` name of an ISO, or what a ``profile`` holds, before the rest."""
         patterns, profile = fields.get("patterns", []), fields.get("profile")
         if not isinstance(patterns, list) or not isinstance(profile, str | None):
-            raise ControlError("what to preload is a list of patterns, or a profile's file")
+            raise ControlError(
+                "what to preload is a list of patterns, or a profile's file",
+                'send "patterns" or "profile"',
+            )
         asked_for = 0
         for image in self._picked(fields):
             image.cache.resume()
             preloader = Preloader(image)
-            if profile is not None:
-                await preloader.replay(Path(profile), bool(fields.get("any_version")))
-            for pattern in patterns:
-                await preloader.preload(str(pattern))
+            try:
+                if profile is not None:
+                    await preloader.replay(Path(profile), bool(fields.get("any_version")))
+                for pattern in patterns:
+                    await preloader.preload(str(pattern))
+            except (ImageError, ProfileError) as error:
+                raise error.about(image.name) from error
             asked_for += preloader.asked_for
         return {"bytes": asked_for}
 
@@ -161,7 +169,7 @@ class Steering:
         """Write down in a file what is used from now on, as a profile; or stop that, with null."""
         file = fields.get("file")
         if not isinstance(file, str | None):
-            raise ControlError("a profile is written to a file")
+            raise ControlError("a profile is written to a file", 'send "file": its path, or null')
         images = self._picked(fields)
         if file is not None and len(images) > 1:
             raise ControlError("a profile is of one image", "name the image")

@@ -45,7 +45,10 @@ def _unmount_fuse(mountpoint: Path) -> None:
             raise MountError(
                 f"{mountpoint} is in use: {'; '.join(holders)}", "end that, or leave the directory"
             ) from error
-        raise MountError(f"{mountpoint} cannot be unmounted: {error.message}") from error
+        raise MountError(
+            f"{mountpoint} cannot be unmounted: {error.message}",
+            "do it as who mounted it, or as root",
+        ) from error
 
 
 def _is_loop_of_ours(mounted: Mounted) -> bool:

@@ -137,7 +137,10 @@ class BlockCache:
         try:
             return self._store.read(span)
         except OSError as error:
-            raise CacheError(f"{self._name}: the cache cannot be read: {error.strerror}") from error
+            raise CacheError(
+                f"{self._name}: the cache cannot be read: {error.strerror}",
+                "look at the disk that it is on",
+            ) from error
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         blocks = blocks_of(clamp(offset, length, self.identity.size), self._block_size)
@@ -368,7 +371,10 @@ class BlockCache:
             self._give_up(fetch, error)
         except Exception as error:
             log.exception("%s: a fetch failed in an unforeseen way", self._name)
-            self._give_up(fetch, InternalError(f"{self._name}: {error!r}"))
+            self._give_up(
+                fetch,
+                InternalError(f"{self._name}: a fetch failed in an unforeseen way: {error!r}"),
+            )
         else:
             self._log_request(Span(first, fetch.next), fetch.priority, began)
             return True

@@ -67,7 +67,10 @@ def remove(entry: Entry) -> None:
         entry.paths.lock.unlink()
         entry.directory.rmdir()
     except OSError as error:
-        raise CacheError(f"{entry.directory} cannot be removed: {error.strerror}") from error
+        raise CacheError(
+            f"{entry.directory} cannot be removed: {error.strerror}",
+            "remove it as its owner, or as root",
+        ) from error
     finally:
         lock.close()
 

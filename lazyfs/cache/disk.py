@@ -174,7 +174,7 @@ def open_disk_store(
     try:
         meta = Meta.load(paths.meta)
     except CacheUnknown as error:
-        log.warning("%s; the cache is started afresh", error)
+        log.warning("%s; the cache is started afresh", error.message)
         meta = None
     if paths.foreign:
         check_foreign(paths, meta)

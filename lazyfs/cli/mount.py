@@ -29,6 +29,8 @@ _IGNORED = re.compile(
     r"strictatime|lazytime|(x-|X-|comment=|context=|uhelper=|helper=).*"
 )
 
+# mount(8) passes them on to who is called mount.lazyfs: no mtab is written, and sloppy options.
+_FLAGS_OF_MOUNT = frozenset({"-n", "-s"})
 _CLUSTER = re.compile(r"-([fvq]*)o(.*)", re.DOTALL)  # "-o", "-oro", "-fo"
 
 _ABOUT_COMMAS = "see lazyfs --help; write a comma in a value as \\,"
@@ -107,6 +109,8 @@ def _unfold(arguments: list[str], passed_on: list[str], parser: Parser) -> list[
     plain: list[str] = []
     rest = iter(arguments)
     for argument in rest:
+        if argument in _FLAGS_OF_MOUNT:
+            continue
         cluster = _CLUSTER.fullmatch(argument)
         if not cluster:
             plain.append(argument)

@@ -6,6 +6,7 @@ Help is of two lengths. ``--help`` has the options that most people need; those 
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -97,11 +98,19 @@ class Parser(argparse.ArgumentParser):
 
         return helptext.in_full(self) if self.in_full else helptext.in_short(self)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, or the version: argparse would keep it to itself if that cannot be."""
+        from lazyfs.cli.terminal import printing
+
+        with printing():
+            (file or sys.stdout).write(message)
+
     def error(self, message: str) -> NoReturn:
         # The value of an option that is misspelt may be a secret.
         unknown = re.match(r"unrecognized arguments: ([^ =]*)", message)
         if unknown is None:
-            raise UsageError(message, f"see {self.prog} --help")
+            said, _, cure = message.partition("; ")  # an option's type may have a cure of its own
+            raise UsageError(said, cure or f"see {self.prog} --help")
         if not unknown[1].startswith("-"):
             shown = f"unrecognized arguments: {urls.shown(unknown[1])}"
             raise UsageError(shown, f"see {self.prog} --help")

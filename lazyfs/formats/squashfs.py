@@ -12,6 +12,7 @@ from lazyfs.errors import ImageError
 from lazyfs.ranges import Span
 
 SUPERBLOCK = 96  # bytes
+_NAME_ONE = "name a squashfs, or leave out squashfs:"
 _MAGIC = 0x73717368
 _FIELDS = struct.Struct("<5I6H8Q")
 
@@ -19,11 +20,11 @@ _FIELDS = struct.Struct("<5I6H8Q")
 def tables(superblock: bytes, length: int) -> Span:
     """The tables of a squashfs of ``length`` bytes: bytes from its start. Raises ImageError."""
     if len(superblock) < SUPERBLOCK:
-        raise ImageError("it is too short to be a squashfs")
+        raise ImageError("it is too short to be a squashfs", _NAME_ONE)
     fields = _FIELDS.unpack_from(superblock)
     magic, major = fields[0], fields[9]
     if magic != _MAGIC or major != 4:
-        raise ImageError("it is not a squashfs of version 4")
+        raise ImageError("it is not a squashfs of version 4", _NAME_ONE)
     bytes_used, inodes = fields[12], fields[15]
     if not SUPERBLOCK <= inodes < bytes_used <= length:
         raise ImageError("it is a damaged squashfs: its tables are not in it")

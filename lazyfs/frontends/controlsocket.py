@@ -45,7 +45,9 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
             raise
     except OSError as error:
         why = error.strerror or error
-        raise ControlError(f"the control socket {path} cannot be made: {why}") from error
+        raise ControlError(
+            f"the control socket {path} cannot be made: {why}", "see who may write there"
+        ) from error
     try:
         yield listener
     finally:

@@ -182,7 +182,10 @@ class FuseMount:
                 pyfuse3.init(self._operations, os.fspath(mountpoint), options)
         except RuntimeError as error:
             why = "; ".join(complaints) or str(error)
-            raise MountError(f"cannot mount on {mountpoint}: {why}") from error
+            raise MountError(
+                f"cannot mount on {mountpoint}: {why}",
+                "see who owns it, and what /etc/fuse.conf allows",
+            ) from error
         self._connections = _fuse_descriptors() - before
         mounted = mount_on(mountpoint)
         self.device = mounted.device if mounted else ""  # major:minor

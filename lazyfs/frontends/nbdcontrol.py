@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lazyfs import programs
-from lazyfs.errors import DeviceError
+from lazyfs.errors import DeviceError, ProgramFailed
 from lazyfs.protocols import nbdnetlink
 from lazyfs.protocols.nbdnetlink import Command, Family, Message, Setup
 
@@ -199,9 +199,15 @@ def owner_of(index: int) -> str | None:
 
 
 def load_module() -> None:
-    """Have the kernel know NBD. Raises ProgramFailed or ToolMissing."""
+    """Have the kernel know NBD. Raises DeviceError or ToolMissing."""
     if not Path("/sys/module/nbd").exists():
-        programs.run("modprobe", ["nbd"])
+        try:
+            programs.run("modprobe", ["nbd"])
+        except ProgramFailed as error:
+            raise DeviceError(
+                f"the kernel module nbd cannot be loaded: {error.message}",
+                "mount it instead: lazyfs URL MOUNTPOINT",
+            ) from error
 
 
 def backend_of(index: int) -> str | None:

@@ -84,7 +84,10 @@ class KernelDevice:
         """Make a device of an image; ``index``: which one, None for any. Raises DeviceError."""
         size = device.identity.size
         if size < SECTOR:
-            raise DeviceError(f"an image of {size} bytes is too small for a block device")
+            raise DeviceError(
+                f"an image of {size} bytes is too small for a block device",
+                "mount it instead: lazyfs URL MOUNTPOINT",
+            )
         if size % SECTOR:
             log.warning(
                 "the last %d bytes of the image cannot be seen: a block device has whole sectors",
@@ -100,10 +103,14 @@ class KernelDevice:
     def revive(cls, control: AnyControl, index: int, device: Device, key: str) -> "KernelDevice":
         """Take over a device whose daemon was killed. Blocks. Raises DeviceError."""
         if isinstance(control, IoctlControl):
-            raise DeviceError(f"{path_of(index)} cannot be repaired: that needs netlink")
+            raise DeviceError(
+                f"{path_of(index)} cannot be repaired: that needs netlink", _again(path_of(index))
+            )
         backend, found = backend_id(device.identity, key), backend_of(index)
         if found is None or not found.startswith("lazyfs:"):
-            raise DeviceError(f"{path_of(index)} was not attached by lazyfs")
+            raise DeviceError(
+                f"{path_of(index)} was not attached by lazyfs", "name the device that was"
+            )
         if found != backend:
             raise DeviceError(
                 f"{path_of(index)} shows another image, or another version of it",
@@ -111,7 +118,9 @@ class KernelDevice:
             )
         ours = _connect_again(control, index, backend)
         if ours is None:
-            raise DeviceError(f"{path_of(index)} needs no repair: it is being served")
+            raise DeviceError(
+                f"{path_of(index)} needs no repair: it is being served", "use it as it is"
+            )
         return cls(control, index, backend, ours)
 
     async def run(self, device: Device) -> None:
@@ -151,7 +160,7 @@ class KernelDevice:
     async def _renew(self) -> None:
         """Give the kernel another connection. Raises DeviceError."""
         if self._renewer is None or self._links is None:
-            raise DeviceError(f"{self.path} has lost its connection")
+            raise DeviceError(f"{self.path} has lost its connection", _again(self.path))
         log.warning("%s: the connection died; the kernel gets another", self.path)
         with trio.move_on_after(_DEAD_WITHIN):
             while not self._links.take():
@@ -160,13 +169,20 @@ class KernelDevice:
             _connect_again, self._renewer, self.index, self._backend
         )
         if renewed is None:
-            raise DeviceError(f"{self.path} has lost its connection, and takes no other")
+            raise DeviceError(
+                f"{self.path} has lost its connection, and takes no other", _again(self.path)
+            )
         self._ours = renewed
 
     def close(self) -> None:
         if self._links is not None:
             self._links.close()
         self._ours.close()
+
+
+def _again(device: str) -> str:
+    """The cure for a device that cannot be served any more."""
+    return f"detach it, and attach it again: lazyfs detach {device}"
 
 
 def _connect_again(control: Control, index: int, backend: str) -> socket.socket | None:

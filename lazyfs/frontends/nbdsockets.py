@@ -15,6 +15,7 @@ from urllib.parse import quote
 from lazyfs.errors import ServeError, UsageError
 
 _FIRST_PASSED = 3  # file descriptor; sd_listen_fds(3)
+_PASSED = "see ListenStream= of the .socket unit"
 _BACKLOG = 128  # connections that wait to be accepted
 _LONGEST_PATH = 107  # bytes; unix(7)
 
@@ -36,9 +37,11 @@ def _passed(fd: int) -> socket.socket:
         passed.set_inheritable(False)
         listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ServeError(f"file descriptor {fd} is no socket: {error.strerror}") from error
+        raise ServeError(f"file descriptor {fd} is no socket: {error.strerror}", _PASSED) from error
     if not listens or passed.type != socket.SOCK_STREAM:
-        raise ServeError(f"the socket that was passed as {fd} is not one that clients connect to")
+        raise ServeError(
+            f"the socket that was passed as {fd} is not one that clients connect to", _PASSED
+        )
     return passed
 
 

@@ -73,7 +73,10 @@ def _use_keys(context: ssl.SSLContext, file: Path) -> None:
     try:
         keys: Mapping[str, bytes] = parse_keys(file.read_text())
     except OSError as error:
-        raise UsageError(f"the keys in {file} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"the keys in {file} cannot be read: {error.strerror}",
+            "see that it is there, and who may read it",
+        ) from error
     except ValueError as error:
         raise UsageError(
             f"the keys in {file} cannot be used: {error}", "make them with psktool(1)"

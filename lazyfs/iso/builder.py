@@ -13,7 +13,7 @@ What images say is not to be trusted. What holds for every tree, whoever describ
 from typing import cast
 
 from lazyfs.errors import ImageError
-from lazyfs.iso.tree import HOLE, Extent, Kind, Node, Tree, Volume
+from lazyfs.iso.tree import HOLE, LET_THE_KERNEL, Extent, Kind, Node, Tree, Volume
 
 MAX_NODES = 500_000
 MAX_DEPTH = 200
@@ -92,13 +92,17 @@ class Builder:
         self._targets += len(node.target)
         self._extents += len(node.extents)
         if self._nodes > MAX_NODES:
-            raise ImageError(f"the image has more than {MAX_NODES} entries")
+            raise ImageError(f"the image has more than {MAX_NODES} entries", LET_THE_KERNEL)
         if depth > MAX_DEPTH:
-            raise ImageError(f"the image has directories more than {MAX_DEPTH} levels deep")
+            raise ImageError(
+                f"the image has directories more than {MAX_DEPTH} levels deep", LET_THE_KERNEL
+            )
         if self._targets > MAX_TARGETS:
-            raise ImageError("the image's symbolic links are too long together")
+            raise ImageError("the image's symbolic links are too long together", LET_THE_KERNEL)
         if self._extents > MAX_EXTENTS:
-            raise ImageError(f"the image's files lie in more than {MAX_EXTENTS} pieces")
+            raise ImageError(
+                f"the image's files lie in more than {MAX_EXTENTS} pieces", LET_THE_KERNEL
+            )
 
     def _fault_of_content(self, node: Node) -> str:
         for offset, length in node.extents:

@@ -23,6 +23,10 @@ from lazyfs.ranges import Span, merged
 MAX_LINKS = 40  # symbolic links followed in one path; Linux's number
 HOLE = -1  # the offset of an extent that is not in the image and reads as zeros
 
+# What to do about an image that is beyond what is read here, and about a path that is not there.
+LET_THE_KERNEL = "let the kernel read it: lazyfs loop, or mount -o loop"
+_LOOK = "lazyfs ls shows what there is"
+
 _SUGGESTIONS = 3
 _SUGGEST_AMONG = 5000  # names that are compared, at most: comparing is slow
 _NO_CHILDREN: Mapping[str, "Node"] = MappingProxyType({})
@@ -134,9 +138,11 @@ class Tree(NamedTuple):
     def extents_of(node: Node, path: str) -> tuple[Extent, ...]:
         """The same for a node that is known. ``path``: for the message."""
         if node.kind is not Kind.FILE:
-            raise ImageError(f"{path} is not a regular file")
+            raise ImageError(f"{path} is not a regular file", _LOOK)
         if node.compressed:
-            raise ImageError(f"{path} is compressed ({node.compressed}), which cannot be read")
+            raise ImageError(
+                f"{path} is compressed ({node.compressed}), which cannot be read", LET_THE_KERNEL
+            )
         if node.problem:
             raise ImageError(f"{path} cannot be read: {node.problem}")
         return node.extents
@@ -196,7 +202,9 @@ class Tree(NamedTuple):
                     continue
                 links += 1
                 if links > MAX_LINKS:
-                    raise ImageError(f"{path} goes through too many symbolic links")
+                    raise ImageError(
+                        f"{path} goes through too many symbolic links", "name the file itself"
+                    )
                 if child.target.startswith("/"):
                     del trail[1:]
                 waiting += child.target.split("/")[::-1]
@@ -206,7 +214,7 @@ class Tree(NamedTuple):
         return ImageError(f"{path} is not in the image", self._suggestion(path))
 
     def _suggestion(self, path: str) -> str:
-        """A cure that names what looks like ``path``; empty when nothing does."""
+        """A cure: the names that look like ``path``, if any do."""
         node, where = self.root, ""
         for part in names_in(path):
             child = node.children.get(part)
@@ -219,7 +227,7 @@ class Tree(NamedTuple):
             if close:
                 return "did you mean " + " or ".join(joined(where, name) for name in close) + "?"
             break
-        return ""
+        return _LOOK
 
 
 def joined(directory: str, name: str) -> str:

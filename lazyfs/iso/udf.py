@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lazyfs.errors import ImageError
-from lazyfs.iso.tree import HOLE, Extent, Kind
+from lazyfs.iso.tree import HOLE, LET_THE_KERNEL, Extent, Kind
 
 BLOCK = 2048  # the logical block of all optical media, and of every image that has an ISO too
 
@@ -213,7 +213,9 @@ def _tag(data: bytes) -> int | None:
 def _logical_volume(descriptor: bytes, starts: dict[int, int]) -> UdfVolume:
     (block_size,) = struct.unpack_from("<L", descriptor, 212)
     if block_size != BLOCK:
-        raise ImageError(f"the image has UDF with blocks of {block_size} bytes, not {BLOCK}")
+        raise ImageError(
+            f"the image has UDF with blocks of {block_size} bytes, not {BLOCK}", LET_THE_KERNEL
+        )
     (count,) = struct.unpack_from("<L", descriptor, 268)
     partitions: list[int] = []
     place = 440
@@ -222,7 +224,8 @@ def _logical_volume(descriptor: bytes, starts: dict[int, int]) -> UdfVolume:
         (number,) = struct.unpack_from("<H", descriptor, place + 4)
         if kind != 1 or number not in starts or length < 6:
             raise ImageError(
-                "the image's UDF has a virtual or metadata partition, or a damaged one"
+                "the image's UDF has a virtual or metadata partition, or a damaged one",
+                LET_THE_KERNEL,
             )
         partitions.append(starts[number])
         place += length

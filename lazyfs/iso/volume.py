@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 from lazyfs.errors import ImageError
-from lazyfs.iso.tree import BootImage
+from lazyfs.iso.tree import LET_THE_KERNEL, BootImage
 
 SECTOR = 2048
 HEAD = 32 * SECTOR  # how much of the image ``parse`` wants to see
@@ -68,7 +68,7 @@ def parse(head: bytes) -> Head:
         elif identifier not in (b"BEA01", b"TEA01", b"BOOT2"):
             break
     if primary is None and not udf:
-        raise ImageError("this is neither an ISO 9660 nor a UDF image")
+        raise ImageError("this is neither an ISO 9660 nor a UDF image", LET_THE_KERNEL)
     return Head(primary, joliet, udf, boot_catalog, _has_mbr(head), _has_gpt(head))
 
 

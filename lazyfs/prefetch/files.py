@@ -16,4 +16,6 @@ def load(file: Path) -> Profile:
     except UnicodeDecodeError as error:
         raise ProfileError(f"{file} is no text") from error
     except OSError as error:
-        raise ProfileError(f"{file} cannot be read: {error.strerror}") from error
+        raise ProfileError(
+            f"{file} cannot be read: {error.strerror}", "see that it is there, and who may read it"
+        ) from error

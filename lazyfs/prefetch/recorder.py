@@ -20,13 +20,13 @@ SAVE_EVERY = 30.0  # seconds: what a machine that is switched off may lose
 class Recorder(DeviceView):
     """What readers ask of ``below``, in a file. It must see reads before anything joins them."""
 
-    def __init__(self, below: Device, url: str, file: Path | None) -> None:
-        """``url``: without secrets, for the profile. ``file``: see ``record_to``; None for none."""
+    def __init__(self, below: Device, url: str) -> None:
+        """``url``: without secrets, for the profile. Nothing is recorded until ``record_to``."""
         super().__init__(below)
         self._url = url
-        self._file = file
+        self._file: Path | None = None
         self._recording = Recording()
-        self._changed = True
+        self._changed = False
         self._failing = False
 
     @property
@@ -47,7 +47,9 @@ class Recorder(DeviceView):
                 empty = begun.profile(self._url, self.identity)
                 await trio.to_thread.run_sync(_write, file, empty)
             except OSError as error:
-                raise ProfileError(f"{file} cannot be written: {error.strerror}") from error
+                raise ProfileError(
+                    f"{file} cannot be written: {error.strerror}", "name another file"
+                ) from error
         self._file, self._recording, self._changed = file, begun, False
 
     async def read(self, offset: int, length: int) -> bytes:

@@ -68,7 +68,9 @@ def _content(line: bytes) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ControlError("this is no line of JSON") from error
+        raise ControlError(
+            "this is no line of JSON", 'send lines like {"lazyfs": 1, "do": "status"}'
+        ) from error
     if not isinstance(content, dict) or content.pop("lazyfs", None) != VERSION:
         raise ControlError(
             f"this does not speak version {VERSION} of lazyfs's control protocol",

@@ -155,6 +155,8 @@ class Style(Enum):
 class ProtocolError(LazyfsError):
     """The other end does what the protocol does not allow."""
 
+    usual_cure = "tell whoever runs the other end"
+
 
 class Request(NamedTuple):
     """One request. ``offset`` and ``length``: bytes of the image."""

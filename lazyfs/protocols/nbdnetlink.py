@@ -15,6 +15,8 @@ from lazyfs.protocols.nbd import ProtocolError
 FAMILY = "nbd"
 GROUP = "nbd_mc_group"  # is told of links that died
 
+_REPORT = "please report it, with the version of the kernel"
+
 _CONTROL = 16  # the family that knows the others (GENL_ID_CTRL)
 _GET_FAMILY = 3
 _REQUEST_WITH_ACK = 1 | 4  # NLM_F_REQUEST, NLM_F_ACK
@@ -151,7 +153,7 @@ def messages(datagram: bytes) -> list[Message]:
     while len(datagram) - position >= _HEADER.size:
         length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, position)
         if not _HEADER.size <= length <= len(datagram) - position:
-            raise ProtocolError("a netlink message reaches beyond its datagram")
+            raise ProtocolError("a netlink message reaches beyond its datagram", _REPORT)
         body = datagram[position + _HEADER.size : position + length]
         found.append(_parse(kind, sequence, body))
         position += _padded(length)
@@ -165,7 +167,7 @@ def family_in(message: Message) -> Family:
         described = dict(_attributes(group))
         if described.get(_Group.NAME, b"").rstrip(b"\0") == GROUP.encode():
             return Family(number, _field(described, _Group.ID, _U32))
-    raise ProtocolError(f"the kernel has no group {GROUP}")
+    raise ProtocolError(f"the kernel has no group {GROUP}", _REPORT)
 
 
 def index_in(message: Message) -> int:
@@ -187,10 +189,10 @@ def connected_in(message: Message) -> dict[int, bool]:
 def _parse(kind: int, sequence: int, body: bytes) -> Message:
     if kind == _ERROR:
         if len(body) < _ERROR_NUMBER.size:
-            raise ProtocolError("a netlink acknowledgement is too short")
+            raise ProtocolError("a netlink acknowledgement is too short", _REPORT)
         return Message(sequence, 0, {}, -_ERROR_NUMBER.unpack_from(body)[0])
     if len(body) < _GENERIC_HEADER.size:
-        raise ProtocolError("a netlink message is too short")
+        raise ProtocolError("a netlink message is too short", _REPORT)
     command = _GENERIC_HEADER.unpack_from(body)[0]
     return Message(sequence, command, dict(_attributes(body[_GENERIC_HEADER.size :])))
 
@@ -200,7 +202,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     while len(data) - position >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data, position)
         if not _ATTRIBUTE.size <= length <= len(data) - position:
-            raise ProtocolError("a netlink attribute reaches beyond its message")
+            raise ProtocolError("a netlink attribute reaches beyond its message", _REPORT)
         yield kind & _KIND, data[position + _ATTRIBUTE.size : position + length]
         position += _padded(length)
 
@@ -208,7 +210,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _field(attributes: dict[int, bytes], kind: int, form: Struct) -> int:
     value = attributes.get(kind, b"")
     if len(value) != form.size:
-        raise ProtocolError(f"netlink attribute {kind} is missing or of a wrong size")
+        raise ProtocolError(f"netlink attribute {kind} is missing or of a wrong size", _REPORT)
     return int(form.unpack(value)[0])
 
 

@@ -98,7 +98,7 @@ class Handshake:
         if self._tls and not self._encrypted:
             raise ProtocolError("the client asks for an export without TLS")
         if self._style is Style.EXTENDED:
-            raise ProtocolError("EXPORT_NAME after EXTENDED_HEADERS")
+            raise ProtocolError("the client sends EXPORT_NAME after EXTENDED_HEADERS")
         export = self._find(Fields(data).rest())
         if export is None:
             raise ProtocolError("the client asks for an export that is not there")

@@ -27,7 +27,10 @@ class FileDevice:
                 os.close(self._fd)
                 raise
         except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+            raise ImageError(
+                f"{path} cannot be read: {error.strerror}",
+                "see that it is there, and who may read it",
+            ) from error
         known = identity is not None and identity.size == size
         self.identity = identity if identity is not None and known else Identity(size)
         self.link: Link = LocalLink()
@@ -37,9 +40,13 @@ class FileDevice:
         try:
             content = await trio.to_thread.run_sync(os.pread, self._fd, span.length, span.start)
         except OSError as error:
-            raise ImageError(f"{self._path} cannot be read: {error.strerror}") from error
+            raise ImageError(
+                f"{self._path} cannot be read: {error.strerror}", "look at the disk that it is on"
+            ) from error
         if len(content) < span.length:
-            raise ImageError(f"{self._path} has become shorter")
+            raise ImageError(
+                f"{self._path} has become shorter", "try again when nobody writes to it"
+            )
         return content
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:

@@ -32,7 +32,7 @@ import httpx
 import trio
 
 from lazyfs.device import Identity, Priority
-from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
+from lazyfs.errors import BadAnswer, InternalError, LazyfsError, Unreachable, UsageError
 from lazyfs.options import HttpOptions
 from lazyfs.sources import http1, httprange, urls
 from lazyfs.sources.direct import Connection, DirectAnswer, DirectOrigin
@@ -307,7 +307,7 @@ class HttpSource:
     @property
     def identity(self) -> Identity:
         if self._identity is None:
-            raise BadAnswer(f"{self._name} has not been opened")
+            raise InternalError(f"{self._name} has not been opened")
         return self._identity
 
     @property

@@ -190,7 +190,7 @@ def _refusal(image: str, status: int, headers: Headers) -> SourceError:
             "give one with --netrc, --header 'Authorization: ...' or https://USER:PASSWORD@HOST/",
         )
     if status == 403:
-        return AccessDenied(f"{image}: access is forbidden (status 403)", "check URL and login")
+        return AccessDenied(f"{image}: access is forbidden (status 403)")
     if status in (404, 410):
         return NotFound(f"{image}: no such file on the server (status {status})", "check the URL")
     if status in _BUSY:

@@ -78,7 +78,10 @@ def _of_file(file: Path) -> tuple[Field, ...]:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"the headers in {file} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"the headers in {file} cannot be read: {error.strerror}",
+            "see that it is there, and who may read it",
+        ) from error
     if len(content) > _LARGEST:
         raise UsageError(f"{file} is too long to hold headers", "is it the right file?")
     return parse_headers(content.decode(errors="replace"), f"a line of {file}")
@@ -95,9 +98,13 @@ def _of_program(command: str) -> tuple[Field, ...]:
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"the --header-command did not end within {PATIENCE:g} seconds") from error
+        raise UsageError(
+            f"the --header-command did not end within {PATIENCE:g} seconds", "try it by itself"
+        ) from error
     if done.returncode:
-        raise UsageError(f"the --header-command failed with exit code {done.returncode}", "try it")
+        raise UsageError(
+            f"the --header-command failed with exit code {done.returncode}", "try it by itself"
+        )
     return parse_headers(done.stdout.decode(errors="replace"), "a line of the --header-command")
 
 
@@ -106,6 +113,10 @@ def _read_netrc() -> netrc.netrc | None:
     try:
         return netrc.netrc()
     except FileNotFoundError as error:
-        raise UsageError("--netrc was given, but there is no ~/.netrc") from error
+        raise UsageError(
+            "--netrc was given, but there is no ~/.netrc", "write one, or leave out --netrc"
+        ) from error
     except (netrc.NetrcParseError, OSError) as error:
-        raise UsageError(f"~/.netrc cannot be used: {error}") from error
+        raise UsageError(
+            f"~/.netrc cannot be used: {error}", "mend it, or leave out --netrc"
+        ) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from lazyfs.device import Identity, Priority
-from lazyfs.errors import BadAnswer, ImageChanged, LazyfsError
+from lazyfs.errors import BadAnswer, ImageChanged, InternalError, LazyfsError
 from lazyfs.options import HttpOptions
 from lazyfs.protocols import nbd
 from lazyfs.protocols.nbd import Command
@@ -82,7 +82,7 @@ class NbdSource:
     @property
     def identity(self) -> Identity:
         if self._identity is None:
-            raise BadAnswer(f"{self._name} has not been opened")
+            raise InternalError(f"{self._name} has not been opened")
         return self._identity
 
     def expect(self, identity: Identity) -> None:
@@ -262,7 +262,7 @@ class NbdSource:
         """Note what the export is, or see that it is still the same. Raises a SourceError."""
         identity = Identity(opened.size, _VOUCHED if self._vouched else None)
         if opened.size == 0:
-            raise BadAnswer("the export is empty")
+            raise BadAnswer("the export is empty", "check the name of the export")
         if self._identity is None:
             self._identity = identity
         elif not self._identity.matches(identity):

@@ -16,7 +16,10 @@ def client_context(options: HttpOptions) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(cafile) if cafile else None)
     except OSError as error:
-        raise UsageError(f"{cafile} cannot be used as certificates: {error}") from error
+        raise UsageError(
+            f"{cafile} cannot be used as certificates: {error.strerror or error}",
+            "give a file in PEM format",
+        ) from error
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if options.insecure:
         context.check_hostname = False

@@ -30,8 +30,6 @@ from .kernel import Kernel
 
 HOST = "10.0.2.2"  # our loopback, as the guest sees it
 
-_BOOT_LIMIT = 60.0  # seconds until it takes commands
-_DOWN_LIMIT = 30.0  # seconds until it is switched off
 _COMMAND_LIMIT = 60.0  # seconds for any command that is not a long read
 _LIFE_LIMIT = 1500.0  # seconds after which it is taken from under a test that hangs
 _ROOT = Path(__file__).parents[2]  # the lazyfs that these tests belong to
@@ -74,6 +72,9 @@ class Command:
 
 
 class Guest:
+    boot_limit = 60.0  # seconds until it takes commands
+    down_limit = 30.0  # seconds until it is switched off
+
     def __init__(self, kernel: Kernel, directory: Path, memory: str = "2G") -> None:
         """Start it; ``directory`` is for its console, and what QEMU needs."""
         self.console = directory / "console"
@@ -98,7 +99,7 @@ class Guest:
         self._listener = threading.Thread(target=self._listen)
         self._listener.start()
         try:
-            self._answers[0].result(_BOOT_LIMIT)
+            self._answers[0].result(self.boot_limit)
         except BaseException:
             self.close()
             raise
@@ -170,7 +171,7 @@ class Guest:
         started = time.monotonic()
         self._line.sendall(b'{"number": -1, "command": []}\n')
         try:
-            self._qemu.wait(_DOWN_LIMIT)
+            self._qemu.wait(self.down_limit)
         except subprocess.TimeoutExpired:
             self.close()
             pytest.fail(f"the guest did not go down:\n{self.messages()[-2000:]}")

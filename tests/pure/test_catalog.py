@@ -179,3 +179,28 @@ def test_extents_with_a_gap_between_them_are_no_single_one() -> None:
     with pytest.raises(LazyfsError, match="big lies in several pieces"):
         catalog.extent("big")
     assert [extent.length for extent in catalog.tree.extents("big")] == [4096, 1000]
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("MAX_NODES", "the image has more than 2 entries"),
+        ("MAX_DEPTH", "the image has directories more than 2 levels deep"),
+        ("MAX_EXTENTS", "the image's files lie in more than 2 pieces"),
+    ],
+)
+def test_an_image_beyond_all_bounds_is_left_to_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    monkeypatch.setattr(f"lazyfs.iso.builder.{limit}", 2)
+    with pytest.raises(LazyfsError) as caught:
+        Catalog(io.BytesIO(image_of(tmp_path)))
+    assert str(caught.value) == f"{said}; let the kernel read it: lazyfs loop, or mount -o loop"
+
+
+def test_a_udf_volume_that_cannot_be_found_is_damaged() -> None:
+    head = bytearray(1 << 20)
+    for number, identifier in enumerate((b"BEA01", b"NSR03", b"TEA01"), 16):
+        head[number * 2048 : number * 2048 + 6] = b"\0" + identifier
+    with pytest.raises(LazyfsError, match="the image's UDF volume is damaged"):
+        Catalog(io.BytesIO(head))

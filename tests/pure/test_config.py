@@ -113,7 +113,7 @@ def test_what_does_not_fit_what_is_said_is_left_out(
         ('record = "x"', "record is"),
         ("netrc = 1", "netrc is not true or false"),
         ('header = "A: b"', "header is not a list"),
-        (f'header = ["{SECRET}"]', "header: a --header is not one"),
+        (f'header = ["{SECRET}"]', "header: a --header is no header field"),
         ("connections = 0", "connections: '0' connections cannot be used"),
         ("connections = [1]", "connections is not a text"),
         ("proxy = 1979-05-27", "proxy is not a text"),
@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_said_with_its_file(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('on-change = "ignore"', "on-change is one of refetch, fail"),
+        ('on-change = "ignore"', "on-change has no such value; give refetch or fail"),
         ("host = 3", '"host" is no option'),
         ("host.a = 3", '"host.a" is no section'),
         ("[hosts]", "there is no section 'hosts'"),

@@ -74,3 +74,9 @@ def test_no_bytes_do_any_harm(line: bytes) -> None:
             read(line)
         except ControlError:
             continue
+
+
+def test_an_answer_that_is_neither_is_said_to_make_no_sense() -> None:
+    with pytest.raises(ControlError, match="the daemon's answer makes no sense") as caught:
+        control.answered(b'{"lazyfs": 1, "maybe": {}}\n')
+    assert caught.value.cure

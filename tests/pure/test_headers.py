@@ -18,9 +18,9 @@ def test_a_field_is_a_name_and_a_value() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (SECRET, "is not one"),
-        (f"two words: {SECRET}", "is not one"),
-        (f": {SECRET}", "is not one"),
+        (SECRET, "is no header field"),
+        (f"two words: {SECRET}", "is no header field"),
+        (f": {SECRET}", "is no header field"),
         (f"Range: {SECRET}", "it belongs to lazyfs"),
         (f"X: {SECRET}\nY: z", "cannot be sent"),
         (f"X: {SECRET}é", "cannot be sent"),
@@ -35,7 +35,7 @@ def test_what_is_no_field_is_refused_without_being_repeated(text: str, complaint
 def test_a_file_has_one_field_a_line_and_comments() -> None:
     text = "# a token\n\n  X-One: 1\r\nX-Two: 2\n"
     assert parse_headers(text, "a line") == (("X-One", "1"), ("X-Two", "2"))
-    with pytest.raises(UsageError, match="a line of /f is not one"):
+    with pytest.raises(UsageError, match="a line of /f is no header field"):
         parse_headers("X-One: 1\nno field", "a line of /f")
 
 

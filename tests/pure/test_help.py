@@ -240,3 +240,13 @@ def test_lists_of_names_are_told_as_people_do() -> None:
         "a or b",
         "a, b or c",
     ]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ls", "--help-all"], ["--version"], ["help", "cp"]])
+def test_help_that_cannot_be_written_is_no_success(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lazyfs", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert "the output cannot be written: No space left on device" in done.stderr

@@ -459,3 +459,12 @@ def test_what_is_well_formed_comes_out_as_it_went_in(
     assert found[0].status == status
     assert found[0].headers == {name: value.strip(" \t") for name, value in fields.items()}
     assert found[1] == len(raw)
+
+
+def test_a_head_without_an_end_is_said_to_have_none() -> None:
+    endless = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * MAX_HEAD
+    with pytest.raises(BadAnswer) as caught:
+        http1.parse_head(endless)
+    assert str(caught.value) == (
+        "the header of the server's answer has no end; tell whoever runs the server"
+    )

@@ -473,3 +473,25 @@ def test_nothing_but_source_errors_comes_of_any_answer(
     else:
         assert status == 206
         assert 0 < identity.size <= httprange.MAX_SIZE
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (418, {}, "a.iso: the server answered with status 418; check the URL"),
+        (
+            206,
+            {"content-type": "multipart/byteranges; boundary=x"},
+            (
+                "a.iso: the server answers one range with a multipart body; tell whoever runs the "
+                "server"
+            ),
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_said_to_whom(
+    status: int, headers: dict[str, str], said: str
+) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        httprange.judge_opening("a.iso", status, headers, 1)
+    assert str(caught.value) == said

@@ -137,6 +137,11 @@ def test_escapes_in_mount_options(given: str, value: str) -> None:
     assert parse([URL, "/m", "-o", given]).images[0].http.headers == (("X-A", value),)
 
 
+def test_flags_of_mount_are_taken_as_they_come() -> None:
+    options = parse([URL, "/m", "-s", "-v", "-n", "-o", "ro,timeout=5"])
+    assert (options.timeout, options.log.level) == (5.0, logging.DEBUG)
+
+
 def test_headers_repeat_in_order() -> None:
     options = parse([URL, "/m", "--header", "A: 1", "-o", "header=B: 2", "--header", "A: 3"])
     assert options.images[0].http.headers == (("A", "1"), ("B", "2"), ("A", "3"))

@@ -16,6 +16,7 @@ from lazyfs.protocols.nbd import (
     Command,
     Dialogue,
     Error,
+    Fields,
     Option,
     ProtocolError,
     Receive,
@@ -652,3 +653,207 @@ def test_a_length_that_is_only_announced_costs_no_memory(
         assert tracemalloc.get_traced_memory()[1] < 4 * MIB
     finally:
         tracemalloc.stop()
+
+
+# What is said of who does not keep to the protocol
+
+NEW_SERVER = nbd.HELLO.pack(nbd.GREETING, nbd.NEWSTYLE) + nbd.U16.pack(3)
+REFUSED = nbd.option_reply(Option.EXTENDED_HEADERS, Reply.UNSUPPORTED)
+REFUSED += nbd.option_reply(Option.STRUCTURED_REPLY, Reply.UNSUPPORTED)
+
+
+def info(kind: nbd.Info, content: bytes) -> bytes:
+    return nbd.option_reply(Option.GO, Reply.INFO, nbd.U16.pack(kind) + content)
+
+
+SIZE = info(nbd.Info.EXPORT, nbd.EXPORT_INFO.pack(MIB, nbd.HAS_FLAGS))
+DONE = nbd.option_reply(Option.GO, Reply.ACK)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "what answers there is no NBD server"),
+        (nbd.HELLO.pack(nbd.GREETING, 7), "the server speaks a protocol that is not known here"),
+        (
+            nbd.HELLO.pack(nbd.GREETING, nbd.OLDSTYLE),
+            "the server speaks the protocol of before 2011 (oldstyle)",
+        ),
+        (NEW_SERVER + DONE, "the server's reply to EXTENDED_HEADERS is none"),
+        (
+            NEW_SERVER + nbd.OPTION_REPLY_HEAD.pack(nbd.OPTION_REPLY, 11, 1, MIB),
+            "the server's reply to EXTENDED_HEADERS is too long",
+        ),
+        (
+            NEW_SERVER + nbd.option_reply(Option.EXTENDED_HEADERS, Reply.INFO) * 10_000,
+            "the server's reply to EXTENDED_HEADERS has no end",
+        ),
+        (NEW_SERVER + REFUSED + DONE, "the server does not say how large the export is"),
+        (
+            NEW_SERVER + REFUSED + SIZE + info(nbd.Info.BLOCK_SIZE, b"?") + DONE,
+            "the server's block sizes cannot be understood",
+        ),
+        (
+            NEW_SERVER
+            + REFUSED
+            + SIZE
+            + info(nbd.Info.BLOCK_SIZE, nbd.BLOCK_SIZES.pack(3, 4096, MIB))
+            + DONE,
+            "the server's block sizes are none: 3, 1048576",
+        ),
+        (
+            NEW_SERVER + REFUSED + nbd.option_reply(Option.GO, Reply.UNKNOWN, b"which?"),
+            "the server refuses GO: which?",
+        ),
+        (NEW_SERVER + REFUSED + nbd.option_reply(Option.GO, Reply.POLICY), "the server refuses GO"),
+    ],
+)
+def test_a_client_says_what_is_wrong_with_a_server(sent: bytes, said: str) -> None:
+    client = End(nbdclient.Handshake("absent").run())
+    client.received += sent
+    with pytest.raises(ProtocolError) as caught:
+        client.run()
+    assert caught.value.message == said
+    assert caught.value.cure
+
+
+def test_a_server_without_options_cannot_have_tls() -> None:
+    client = End(nbdclient.Handshake("", tls=True).run())
+    client.received += nbd.HELLO.pack(nbd.GREETING, nbd.NEWSTYLE) + bytes(2)
+    with pytest.raises(ProtocolError, match="the server is too old for TLS"):
+        client.run()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (nbd.U32.pack(4), "the client sets unknown flags: 0x4"),
+        (nbd.U32.pack(3) + b"GET / HTTP/1.1\r\n", "what the client sends is no option"),
+        (
+            nbd.U32.pack(3) + nbd.OPTION_HEAD.pack(nbd.NEWSTYLE, Option.LIST, MIB),
+            "an option of 1048576 bytes is too long",
+        ),
+        (
+            nbd.U32.pack(3) + nbd.option(Option.EXPORT_NAME, b"absent"),
+            "the client asks for an export that is not there",
+        ),
+        (
+            nbd.U32.pack(3) + nbd.option(Option.EXTENDED_HEADERS) + nbd.option(Option.EXPORT_NAME),
+            "the client sends EXPORT_NAME after EXTENDED_HEADERS",
+        ),
+    ],
+)
+def test_a_server_says_what_is_wrong_with_a_client(sent: bytes, said: str) -> None:
+    server = End(nbdserver.Handshake(EXPORTS).run())
+    server.received += sent
+    with pytest.raises(ProtocolError) as caught:
+        server.run()
+    assert caught.value.message == said
+
+
+def test_a_client_without_tls_that_cannot_be_told_is_hung_up_on() -> None:
+    server = End(nbdserver.Handshake(EXPORTS, tls=True).run())
+    server.received += nbd.U32.pack(3) + nbd.option(Option.EXPORT_NAME, b"disk.raw")
+    with pytest.raises(ProtocolError, match="the client asks for an export without TLS"):
+        server.run()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"?" * 28, "what the client sends is no request"),
+        (
+            nbd.COMPACT_REQUEST.pack(nbd.REQUEST, 0, Command.WRITE, 1, 0, 64 * MIB),
+            "the client sends 67108864 bytes at once",
+        ),
+    ],
+)
+def test_a_server_says_what_is_wrong_with_a_request(sent: bytes, said: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        RequestReader(Style.SIMPLE).feed(sent)
+    assert caught.value.message == said
+
+
+@pytest.mark.parametrize(
+    ("data", "take", "said"),
+    [
+        (b"\xff", Fields.rest, "a string is not UTF-8"),
+        (b"a\0b", Fields.rest, "a string holds a NUL"),
+        (bytes(5000), Fields.rest, "a string of 5000 bytes is too long"),
+        (b"a", Fields.u16, "a field reaches beyond the end of its message"),
+        (b"abc", Fields.end, "a message is 3 bytes too long"),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_said(
+    data: bytes, take: Callable[[Fields], object], said: str
+) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        take(Fields(data))
+    assert caught.value.message == said
+
+
+def status_chunk(*extents: tuple[int, int], flags: int = nbd.CHUNK_DONE) -> bytes:
+    packed = b"".join(nbd.COMPACT_EXTENT.pack(*extent) for extent in extents)
+    return head(nbd.Chunk.STATUS, 4 + len(packed), flags=flags) + nbd.U32.pack(1) + packed
+
+
+def piece(offset: int, length: int, flags: int = 0) -> bytes:
+    return head(nbd.Chunk.DATA, 8 + length, flags=flags) + nbd.U64.pack(offset) + bytes(length)
+
+
+def for_a_read() -> PendingRead:
+    return PendingRead(0, 100, lambda: None)
+
+
+def for_a_status() -> PendingStatus:
+    return PendingStatus(0, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("pending", "sent", "said"),
+    [
+        (for_a_read, b"x" * 20, "what the server sends is no reply"),
+        (
+            for_a_read,
+            head(nbd.Chunk.NONE, 0, cookie=2),
+            "the server answers what it was not asked",
+        ),
+        (for_a_read, piece(0, 10, nbd.CHUNK_DONE), "the server's answer to a READ has gaps"),
+        (for_a_read, piece(95, 10), "the server sends what it was not asked for"),
+        (
+            for_a_read,
+            piece(90, 1) + piece(90, 1),
+            "the server sends a READ in too many pieces",
+        ),
+        (
+            for_a_read,
+            nbd.SIMPLE_HEAD.pack(nbd.SIMPLE_REPLY, 0, 1),
+            "the server sends a simple reply to a READ",
+        ),
+        (for_a_read, head(nbd.Chunk.DATA, 109), "the server sends a chunk of 109 bytes"),
+        (for_a_read, head(99, 0), "the server sends a chunk of kind 99 of 0 bytes"),
+        (for_a_read, status_chunk((1, 0)), "the server sends a status that nobody has asked for"),
+        (
+            for_a_status,
+            head(nbd.Chunk.HOLE, 12) + nbd.HOLE_CHUNK.pack(0, 10),
+            "the server sends a hole that nobody has asked for",
+        ),
+        (for_a_status, status_chunk(), "the server's extents cannot be understood"),
+        (
+            for_a_status,
+            status_chunk((0, 1)),
+            "the server's answer to a BLOCK_STATUS cannot be right",
+        ),
+    ],
+)
+def test_a_client_says_what_is_wrong_with_a_reply(
+    pending: Callable[[], Any], sent: bytes, said: str
+) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        replies(Style.STRUCTURED, {1: pending()}, sent, [])
+    assert caught.value.message == said
+
+
+def test_data_that_answer_nothing_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="the server sends data that nobody has asked for"):
+        for_a_status().data(0, b"x")

@@ -167,3 +167,35 @@ def test_an_answer_without_what_it_must_say_is_refused() -> None:
     with pytest.raises(ProtocolError):
         nbdnetlink.family_in(message)
     assert nbdnetlink.connected_in(message) == {}
+
+
+@pytest.mark.parametrize(
+    ("datagram", "said"),
+    [
+        (
+            struct.pack("=IHHII", 99, 31, 0, 1, 9),
+            "a netlink message reaches beyond its datagram",
+        ),
+        (struct.pack("=IHHII", 16, 2, 0, 1, 9), "a netlink acknowledgement is too short"),
+        (struct.pack("=IHHII", 16, 31, 0, 1, 9), "a netlink message is too short"),
+        (
+            answer(1, Command.STATUS, [struct.pack("=HH", 99, 1)]),
+            "a netlink attribute reaches beyond its message",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_datagram_is_said(datagram: bytes, said: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        nbdnetlink.messages(datagram)
+    assert caught.value.message == said
+    assert "version of the kernel" in caught.value.cure
+
+
+def test_what_an_answer_does_not_say_is_named() -> None:
+    number = attribute(1, struct.pack("=H", 31))
+    (message,) = nbdnetlink.messages(answer(1, 1, [number]))
+    with pytest.raises(ProtocolError, match="the kernel has no group nbd_mc_group"):
+        nbdnetlink.family_in(message)
+    (message,) = nbdnetlink.messages(answer(1, Command.CONNECT, []))
+    with pytest.raises(ProtocolError, match="netlink attribute 1 is missing or of a wrong size"):
+        nbdnetlink.index_in(message)

@@ -114,3 +114,22 @@ def test_profiles_of_two_images_do_not_mix() -> None:
     other = Profile(URL, Identity(SIZE, '"v2"'), ())
     with pytest.raises(ProfileError, match="different images"):
         merge([recorded(), other])
+
+
+def test_how_the_profiles_of_two_versions_differ_is_said() -> None:
+    other = Profile("https://host/b.iso", Identity(SIZE, '"v2"'), ())
+    with pytest.raises(ProfileError) as caught:
+        merge([recorded(), other])
+    assert caught.value.message == (
+        f"the profiles are of different images: {URL} and https://host/b.iso, or of two versions "
+        "of one"
+    )
+    assert caught.value.cure == "merge profiles of one version only"
+
+
+def test_a_profile_that_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyfs.prefetch.profile.MOST_USES", 10)
+    text = "lazyfs profile 1\nsize 100\n\n" + "0.0 1 2\n" * 21
+    with pytest.raises(ProfileError, match="it has more than 10 ranges") as caught:
+        parse(text)
+    assert caught.value.cure == "make one with: lazyfs --record FILE ..."

@@ -53,3 +53,16 @@ def test_any_bytes_are_a_span_or_an_error(superblock: bytes, length: int) -> Non
     with contextlib.suppress(ImageError):
         found = tables(superblock, length)
         assert Span(0, length).start <= found.start < found.stop <= length
+
+
+@pytest.mark.parametrize(
+    ("superblock", "said"),
+    [
+        (bytes(50), "it is too short to be a squashfs"),
+        (bytes(SUPERBLOCK), "it is not a squashfs of version 4"),
+    ],
+)
+def test_what_is_wrong_with_a_squashfs_is_said(superblock: bytes, said: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        tables(superblock, 1 << 20)
+    assert caught.value.message == said

@@ -203,7 +203,9 @@ def test_a_full_disk_is_told_without_a_traceback(scratch: Path) -> None:
         )
     assert done.returncode != 0
     told = done.stderr.splitlines()[0]  # Python itself complains of its stdout after that
-    assert re.fullmatch("lazyfs: the demo cannot go on: .*No space left on device", told)
+    assert re.fullmatch(
+        "lazyfs: the demo cannot go on: .*No space left on device; make room .*", told
+    )
     assert "Traceback" not in done.stderr
 
 

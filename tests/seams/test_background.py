@@ -1,5 +1,6 @@
 """Who is told that a daemon is ready."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,3 +54,22 @@ def test_a_service_manager_that_is_not_there_is_no_reason_to_fail(
     expected_log("systemd cannot be told that we are ready: No such file")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
     assert run_daemon(work, foreground=True) == 3
+
+
+def test_a_daemon_leaves_the_process_group_of_who_starts_it_only_when_it_is_ready(
+    tmp_path: Path,
+) -> None:
+    """At a mount point of systemd's automounter, none but systemd's own group may look."""
+    said = tmp_path / "said"
+    os.mkfifo(said)
+
+    def work(ready: Ready) -> int:
+        before = os.getpgrp()
+        ready()
+        said.write_text(f"{before} {os.getpgrp()} {os.getsid(0)} {os.getpid()}")
+        return 0
+
+    assert run_daemon(work, foreground=False) == 0
+    before, after, session, itself = map(int, said.read_text().split())
+    assert before == os.getpgrp()
+    assert after == session == itself

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lazyfs.control import ask
 from lazyfs.errors import ControlError, UsageError
 from lazyfs.frontends.controlsocket import ControlServer, listening_at
 from lazyfs.protocols import control
+from lazyfs.steering import Front, Steering
 
 
 async def echo(fields: dict[str, Any]) -> dict[str, Any]:
@@ -151,3 +153,56 @@ async def test_a_daemon_that_ends_instead_of_answering_is_said(tmp_path: Path) -
             nursery.start_soon(hang_up)
             with pytest.raises(ControlError, match=r"has ended|cannot be asked"):
                 await asking(path, "echo")
+
+
+async def test_why_there_is_no_control_socket_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ControlError) as caught, listening_at(file / "1.sock"):
+        pass
+    assert str(caught.value) == (
+        f"the control socket {file / '1.sock'} cannot be made: File exists; see who may write there"
+    )
+
+
+# What a daemon refuses
+
+
+class TwoImages:
+    """As much of a stack as is asked of it before an order is refused."""
+
+    images = (SimpleNamespace(name="a.iso"), SimpleNamespace(name="b.iso"))
+
+
+async def _end() -> None:
+    """There is nothing to end."""
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "said"),
+    [
+        (
+            "map",
+            {"cells": 0},
+            "a map has 1 to 4096 cells; ask for a number of cells in between",
+        ),
+        (
+            "preload",
+            {"patterns": "/x"},
+            (
+                'what to preload is a list of patterns, or a profile\'s file; send "patterns" or '
+                '"profile"'
+            ),
+        ),
+        ("profile", {"file": 5}, 'a profile is written to a file; send "file": its path, or null'),
+        ("profile", {"file": "p"}, "a profile is of one image; name the image"),
+        ("fill", {"image": "c.iso"}, "there is no image 'c.iso' here; there are a.iso, b.iso"),
+    ],
+)
+async def test_what_an_order_must_say_is_said(
+    command: str, fields: dict[str, Any], said: str
+) -> None:
+    steering = Steering(Front("fuse", ("/mnt",), _end), TwoImages(), [])  # type: ignore[arg-type]
+    with pytest.raises(ControlError) as caught:
+        await steering.handlers()[command](fields)
+    assert str(caught.value) == said

@@ -15,6 +15,7 @@ import pytest
 from lazyfs import control
 from lazyfs.control import Daemon, daemon_at, running
 from lazyfs.errors import ControlError
+from lazyfs.protocols.control import LONGEST
 
 IMAGE = {
     **dict.fromkeys(("name", "url", "trouble"), "x"),
@@ -159,3 +160,20 @@ def test_a_status_is_looked_at_each_time(place: Path) -> None:
         known = Daemon(place / "5.sock", STATUS)
         with pytest.raises(ControlError, match="makes no sense"):
             known.ask("status")
+
+
+def test_a_daemon_that_breaks_off_or_lies_is_said_to(place: Path) -> None:
+    path = place / "5.sock"
+    for line, what in ((b"half", "has ended"), (b"x" * LONGEST, "says more than can be taken")):
+        with (
+            daemon(path, lambda connection, line=line: connection.sendall(line)),  # type: ignore[misc]
+            pytest.raises(ControlError) as caught,
+        ):
+            control.ask(path, "status")
+        assert caught.value.message == f"the daemon at {path} {what}"
+        assert caught.value.cure == "see what it says: journalctl -t lazyfs"
+        path.unlink()
+    known = Daemon(path, STATUS)
+    with daemon(path, saying({})), pytest.raises(ControlError) as caught:
+        known.ask("status")
+    assert caught.value.message == "a daemon says of itself what makes no sense"

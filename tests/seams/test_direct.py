@@ -24,6 +24,7 @@ from lazyfs.errors import (
     AccessDenied,
     BadAnswer,
     ImageChanged,
+    InternalError,
     LazyfsError,
     NoRanges,
     NotFound,
@@ -36,7 +37,7 @@ from lazyfs.errors import (
 from lazyfs.options import HttpOptions
 from lazyfs.sources import direct, http1, httprange, urls
 from lazyfs.sources.direct import DirectOrigin
-from lazyfs.sources.http import HttpClient, HttpSource, httpx
+from lazyfs.sources.http import HttpClient, HttpSource, _translated, httpx
 
 CONTENT = noise(1 << 20)
 PINNED = Identity(len(CONTENT), '"v1"')
@@ -1535,7 +1536,7 @@ async def test_every_error_names_the_image_once_and_nothing_secret(
 
 async def test_a_source_that_has_not_been_opened_has_no_identity() -> None:
     async with source_of("http://127.0.0.1:9/image.raw", None) as source:
-        with pytest.raises(BadAnswer, match="has not been opened"):
+        with pytest.raises(InternalError, match="has not been opened"):
             _ = source.identity
 
 
@@ -1544,3 +1545,37 @@ def _nothing_is_left_open() -> Iterator[None]:
     """What was forgotten complains when it is collected: in its own test, not in another."""
     yield
     gc.collect()
+
+
+# What is said of a server
+
+
+class Deaf:
+    """A stream to a server that takes nothing."""
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+async def test_a_server_that_takes_no_requests(autojump_clock: MockClock) -> None:
+    origin = DirectOrigin(urls.origin("http://host/a.iso"), None, STALL)
+    with socket.socket() as idle:
+        connection = direct.Connection(Deaf(), idle.fileno())  # type: ignore[arg-type]
+        with pytest.raises(Unreachable) as caught:
+            await origin._send(connection, b"GET")
+    assert str(caught.value) == "host takes no requests; check the network and the URL"
+
+
+async def test_a_server_that_never_answers_proper(site: Site) -> None:
+    site.script = first_time(Reply(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000))
+    async with source_of(site.url()) as source:
+        said = await failure(source, BadAnswer)
+        assert said.endswith("the server never comes to its answer; tell whoever runs the server")
+
+
+def test_what_else_may_break_has_words_too() -> None:
+    said = _translated(httpx.TransportError("?"), "host")
+    assert str(said) == "cannot talk to host; check the network and the URL"

@@ -51,7 +51,7 @@ def test_fields_come_from_the_user_from_files_and_from_a_program(tmp_path: Path)
     ("command", "complaint"),
     [
         ("exit 3", "failed with exit code 3"),
-        ("echo secret", "is not one"),
+        ("echo secret", "is no header field"),
         ("sleep 60", r"did not end within 0\.1 seconds"),
     ],
 )
@@ -164,3 +164,12 @@ async def test_without_anything_to_renew_a_refusal_stands(tmp_path: Path) -> Non
         with pytest.raises(AccessDenied):
             await got(source, 0, 10)
         assert len(site.requests) == 1
+
+
+def test_a_program_that_hangs_is_to_be_tried_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins, "PATIENCE", 0.1)
+    with pytest.raises(UsageError) as caught:
+        Logins(HttpOptions(header_command="exec sleep 60"))
+    assert str(caught.value) == (
+        "the --header-command did not end within 0.1 seconds; try it by itself"
+    )

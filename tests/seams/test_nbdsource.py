@@ -27,8 +27,10 @@ from lazyfs.errors import (
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.options import HttpOptions
 from lazyfs.protocols import nbd
+from lazyfs.protocols.nbd import Option, Reply
+from lazyfs.protocols.nbdclient import Refused
 from lazyfs.sources.nbd import NbdSource
-from lazyfs.sources.nbdconnection import Place
+from lazyfs.sources.nbdconnection import Connection, Place, _refusal
 from lazyfs.sources.zeros import ZeroMap
 
 MIB = 1 << 20
@@ -373,3 +375,68 @@ def test_what_was_learnt_is_what_is_known(image: list[int], asked: list[tuple[in
         assert said == [bool(zero) for zero in image[start : start + len(said)]]
         stop = next((n for n in range(start, len(image)) if n not in known), len(image))
         assert start + len(said) == stop
+
+
+# What is said of a server
+
+
+async def test_an_empty_export_is_refused(socket: Path) -> None:
+    async with scripted(socket, OLD_SERVER, nbd.EXPORT_INFO.pack(0, nbd.HAS_FLAGS)):
+        with pytest.raises(BadAnswer) as caught:
+            await source_of(socket).open()
+    assert str(caught.value) == "img: the export is empty; check the name of the export"
+
+
+async def test_a_server_that_hangs_up_may_not_have_the_export(socket: Path) -> None:
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.send_all(OLD_SERVER)
+        asked = b""
+        while len(asked) < 4 + nbd.OPTION_HEAD.size:
+            asked += await stream.receive_some()
+
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(socket))
+    listener.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, hang_up, [trio.SocketListener(listener)])
+        with pytest.raises(Unreachable) as caught:
+            await source_of(socket).open()
+        nursery.cancel_scope.cancel()
+    assert caught.value.message == (
+        f"img: {socket} closed the connection; it may have no such export"
+    )
+
+
+async def test_a_server_that_wants_tls_is_told_from_others() -> None:
+    refused = Refused(Option.GO, Reply.TLS_REQUIRED, "")
+    assert str(_refusal(refused)) == "the server wants TLS; write nbds:// or nbds+unix://"
+
+
+async def test_a_status_that_does_not_answer_the_question(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(socket, Holey()):
+        source = source_of(socket)
+        await source.open()
+
+        async def nothing_said(connection: Connection, ready: Callable[[], bool]) -> None:
+            """As if all had been answered."""
+
+        monkeypatch.setattr(Connection, "wait", nothing_said)
+        with pytest.raises(BadAnswer, match="the server does not say what it was asked for"):
+            await source.zeros(0, 1000)
+        await source.aclose()
+
+
+async def test_a_connection_that_somebody_gave_up_in_the_middle_is_not_used_again(
+    socket: Path,
+) -> None:
+    async with scripted(socket, OLD_SERVER, HEAD):
+        source = source_of(socket)
+        await source.open()
+        (connection,) = source._connections
+        with trio.move_on_after(0), connection._breaking():
+            await trio.sleep_forever()
+        assert connection.broken is not None
+        assert connection.broken().message == f"the connection to {socket} was given up"
+        await source.aclose()

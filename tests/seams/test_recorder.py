@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,6 +51,13 @@ async def running(recorder: Recorder) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
+async def recording(below: RecordingDevice, file: Path) -> Recorder:
+    """One that writes to ``file``."""
+    recorder = Recorder(below, URL)
+    await recorder.record_to(file)
+    return recorder
+
+
 def profile_in(file: Path) -> Profile:
     return parse(file.read_text())
 
@@ -61,7 +69,7 @@ def written(file: Path) -> tuple[Use, ...]:
 async def test_what_was_read_is_in_the_file_with_its_time(
     below: RecordingDevice, file: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     async with running(recorder):
         assert await recorder.read(5000, 100) == CONTENT[5000:5100]
         await trio.sleep(2.5)
@@ -77,7 +85,7 @@ async def test_what_was_read_is_in_the_file_with_its_time(
 
 
 async def test_what_a_hint_brings_is_not_what_was_read(below: RecordingDevice, file: Path) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     async with running(recorder):
         await recorder.ensure(0, 5000, Priority.READAHEAD)
     assert below.calls == [("ensure", 0, 5000, Priority.READAHEAD)]
@@ -85,7 +93,7 @@ async def test_what_a_hint_brings_is_not_what_was_read(below: RecordingDevice, f
 
 
 async def test_only_bytes_of_the_image_are_written_down(below: RecordingDevice, file: Path) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     async with running(recorder):
         assert await recorder.read(len(CONTENT) - 10, 4096) == CONTENT[-10:]
         assert await recorder.read(len(CONTENT) + 10, 4096) == b""
@@ -97,7 +105,7 @@ async def test_a_read_that_fails_was_wanted_all_the_same(file: Path) -> None:
         async def read(self, offset: int, length: int) -> bytes:
             raise ReadTimeout("no data")
 
-    recorder = Recorder(Failing(CONTENT), URL, file)
+    recorder = await recording(Failing(CONTENT), file)
     async with running(recorder):
         with pytest.raises(ReadTimeout):
             await recorder.read(0, 10)
@@ -107,7 +115,7 @@ async def test_a_read_that_fails_was_wanted_all_the_same(file: Path) -> None:
 async def test_it_is_saved_now_and_then(
     below: RecordingDevice, file: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     async with running(recorder):
         for number in range(1, 4):
             await recorder.read(number * 5000, 10)
@@ -119,7 +127,7 @@ async def test_it_is_saved_now_and_then(
 
 
 async def test_a_file_that_was_there_is_replaced_whole(below: RecordingDevice, older: Path) -> None:
-    recorder = Recorder(below, URL, older)
+    recorder = await recording(below, older)
     async with running(recorder):
         await recorder.read(0, 10)
     assert len(written(older)) == 1
@@ -133,8 +141,11 @@ async def test_a_place_that_cannot_be_written_is_said_and_fails_no_read(
     caplog: pytest.LogCaptureFixture,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    expected_log("ERROR: the profile .*/no/such cannot be written: No such file or directory")
-    recorder = Recorder(below, URL, tmp_path / "no/such")
+    expected_log("ERROR: the profile .*/place/file cannot be written: No such file or directory")
+    place = tmp_path / "place"
+    place.mkdir()
+    recorder = await recording(below, place / "file")
+    shutil.rmtree(place)
     with caplog.at_level(logging.ERROR):
         async with running(recorder):
             await trio.sleep(20 * SAVE_EVERY)
@@ -146,15 +157,16 @@ async def test_a_write_that_fails_leaves_nothing_behind(
     below: RecordingDevice, file: Path, expected_log: Callable[..., None]
 ) -> None:
     expected_log("ERROR: the profile .* cannot be written: Is a directory")
+    recorder = await recording(below, file)
+    os.remove(file)
     os.mkdir(file)
-    recorder = Recorder(below, URL, file)
     async with running(recorder):
         await recorder.read(0, 10)
     assert os.listdir(file.parent) == [file.name]
 
 
 async def test_the_rest_of_a_device_is_passed_through(below: RecordingDevice, file: Path) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     assert recorder.identity is IDENTITY
     assert recorder.link is below.link
     assert recorder.statistics() == Statistics(size=len(CONTENT), cached=7)
@@ -165,7 +177,7 @@ async def test_the_rest_of_a_device_is_passed_through(below: RecordingDevice, fi
 async def test_a_recording_can_begin_later_and_go_to_another_file(
     below: RecordingDevice, tmp_path: Path
 ) -> None:
-    recorder = Recorder(below, URL, None)
+    recorder = Recorder(below, URL)
     async with running(recorder):
         await recorder.read(0, 10)
         for name, offset in (("first", 100), ("second", 200)):
@@ -183,10 +195,10 @@ async def test_a_recording_can_begin_later_and_go_to_another_file(
 async def test_a_file_that_cannot_be_written_leaves_a_recording_as_it_was(
     below: RecordingDevice, file: Path, tmp_path: Path
 ) -> None:
-    recorder = Recorder(below, URL, file)
+    recorder = await recording(below, file)
     async with running(recorder):
         with pytest.raises(ProfileError, match="no/such cannot be written: No such file"):
             await recorder.record_to(tmp_path / "no/such")
         assert recorder.file == file
         await recorder.read(0, 10)
-    assert [use.span for use in parse(file.read_text()).uses] == [Span(0, 10)]
+    assert [use.span for use in written(file)] == [Span(0, 10)]

@@ -1,0 +1,104 @@
+"""A Debian with systemd as init and lazyfs's Python: made once, kept outside the tree between runs.
+
+lazyfs itself is not in it, nor is anything that a test is about: that is laid over it at each boot,
+see ``systemdguest.py``.
+"""
+
+import fcntl
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from real.mounts import need_tool, run_well
+
+from .dracutroot import _once as once
+from .kernel import Kernel
+from .liveroot import _hash as digest
+from .liveroot import _in_root as in_root
+from .liveroot import _install_lazyfs as install_lazyfs
+from .liveroot import _requirements as requirements
+
+_SUITE = "bookworm"
+_LIMIT = 900.0  # seconds for any step
+_VERSION = b"1"  # of how the disk is made from the packages
+_PACKAGES = (
+    "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "python3", "fuse3",
+    "ca-certificates",
+)  # fmt: skip
+# What a machine of this kind loads by itself, or is asked to.
+_MODULES = ("autofs4", "fuse", "isofs", "loop", "nbd", "overlay", "squashfs")
+_NETWORK = """\
+[Match]
+Name=en* eth*
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+"""
+# Masked is what takes time at a boot and has nothing to do with what is tested.
+_SET_UP = """
+systemctl --root="$1" --quiet enable systemd-networkd.service systemd-networkd-wait-online.service
+systemctl --root="$1" --quiet mask serial-getty@ttyS0.service getty@tty1.service \\
+    systemd-logind.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \\
+    e2scrub_reap.service timers.target
+systemctl --root="$1" --quiet set-default multi-user.target
+mkdir -p "$1/var/log/journal"
+rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/usr/share/doc/*
+"""
+
+
+@dataclass(frozen=True)
+class SystemdRoot:
+    """``disk``: an ext4 filesystem; ``packages``: where in it a Python module is installed."""
+
+    disk: Path
+    packages: Path
+
+
+def systemd_root(cache: Path, kernel: Kernel) -> SystemdRoot:
+    """The root, from ``cache`` or made now (some minutes); skips where tools are missing."""
+    directory = cache / "systemd"
+    directory.mkdir(mode=0o755, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        base_key = digest([_SUITE.encode(), *map(str.encode, _PACKAGES)])
+        base = once(directory, f"base-{base_key}", _make_base)
+        words = [base_key, kernel.release, sys.version, *_MODULES, _NETWORK, _SET_UP]
+        disk_key = digest([*map(str.encode, [*words, *requirements()]), _VERSION])
+        made = once(directory, f"disk-{disk_key}", lambda place: _make_disk(base, kernel, place))
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return SystemdRoot(made / "disk", Path("usr/local/lib", version, "dist-packages"))
+
+
+def _make_base(place: Path) -> None:
+    tool = need_tool("mmdebstrap", "mmdebstrap")
+    packages = f"--include={','.join(_PACKAGES)}"
+    archive = place / "root.tar"
+    run_well([tool, "--quiet", "--variant=minbase", packages, _SUITE, archive], _LIMIT)
+
+
+def _make_disk(base: Path, kernel: Kernel, place: Path) -> None:
+    root = place / "root"
+    root.mkdir()
+    run_well(["tar", "-xf", base / "root.tar", "-C", root], _LIMIT)
+    install_lazyfs(root)
+    (installed,) = root.glob("usr/local/lib/python3.*/dist-packages/lazyfs")
+    shutil.rmtree(installed)
+    in_root(root, "python3 -m compileall -q -j 2 /usr/lib/python3* /usr/local/lib")
+    _install_modules(kernel, root)
+    (root / "etc/systemd/network/wired.network").write_text(_NETWORK)
+    run_well(["sh", "-ec", _SET_UP, "sh", root], _LIMIT)
+    run_well([need_tool("mkfs.ext4", "e2fsprogs"), "-q", "-d", root, place / "disk", "2G"], _LIMIT)
+    shutil.rmtree(root)
+
+
+def _install_modules(kernel: Kernel, root: Path) -> None:
+    directory = root / "lib/modules" / kernel.release
+    for file in kernel.files_of(*_MODULES):
+        to = directory / file.relative_to(kernel.modules)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, to)
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copy(kernel.modules / name, directory)
+    run_well([need_tool("depmod", "kmod"), "--basedir", root, kernel.release], _LIMIT)
