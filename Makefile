@@ -1,6 +1,7 @@
 # make demo   install what is missing, and show what lazyfs does
 # make test   install what is missing, check the code, and run all tests
 # make test-guest  the tests in a virtual machine, at full length (about an hour)
+# make test-packages  the Debian packages on fresh machines (about half an hour)
 # make soak   the campaigns at full length: faults, kills, damage (about ten minutes)
 # make venv   lazyfs in .venv, and nothing else
 # make check  style, types and import rules
@@ -25,19 +26,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test test-guest soak check venv docs man clean bench bench-quick packages-run packages-test \
-	packages-guest packages-live packages-bench
+.PHONY: demo test test-guest test-packages soak check venv docs man clean bench bench-quick packages-run packages-test \
+	packages-guest packages-live packages-debian packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 demo: venv
 	@$(BIN)/lazyfs demo
 
-test: packages-test packages-guest check
+test: packages-test packages-guest packages-debian check
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-guest: packages-test packages-guest packages-live .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/guest $(ARGS)
+
+test-packages: packages-test packages-debian packages-live .venv/with-tests
+	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/packaging $(ARGS)
 
 soak: packages-test .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest $(CAMPAIGNS) $(ARGS)
@@ -82,6 +86,9 @@ packages-guest:
 
 packages-live:
 	$(call step,what makes a live system,$(NEED) live)
+
+packages-debian:
+	$(call step,what builds Debian packages,$(NEED) debian)
 
 packages-bench:
 	$(call step,the tools to compare with,$(NEED) bench)
