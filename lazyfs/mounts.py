@@ -32,7 +32,22 @@ def mount_on(mountpoint: Path) -> Mounted | None:
 
 def all_mounts() -> list[Mounted]:
     """All mounts of this namespace, in the order in which they were made."""
-    text = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    return _mounts_of("self")
+
+
+def mounts_of_init() -> list[Mounted]:
+    """All mounts that the first process sees; none where it may not be looked at.
+
+    They may be others than ours: at a live boot the daemon has a namespace and a root of its own.
+    """
+    try:
+        return _mounts_of("1")
+    except OSError:  # a /proc that hides it
+        return []
+
+
+def _mounts_of(process: str) -> list[Mounted]:
+    text = Path(f"/proc/{process}/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
     return [_parse(line) for line in text.splitlines()]
 
 

@@ -62,8 +62,10 @@ class CachePaths:
 class CacheLock:
     """The right to use a cache, for as long as this is open."""
 
-    def __init__(self, path: Path, patience: float = 2.0, *, touch: bool = True) -> None:
+    def __init__(self, path: Path, patience: float = 5.0, *, touch: bool = True) -> None:
         """Take the lock, waiting ``patience`` seconds for a daemon that is just ending.
+
+        It saves its cache first, and a disk that is busy takes its time for that.
 
         ``touch``: whether that counts as a use of the cache. Raises CacheBusy or CacheError.
         """

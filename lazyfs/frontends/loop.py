@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lazyfs import programs
 from lazyfs.filelocks import mark
-from lazyfs.mounts import all_mounts
+from lazyfs.mounts import all_mounts, mounts_of_init
 
 LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h; struct loop_info64 begins with the file's device
 LOOP_CHANGE_FD = 0x4C06
@@ -61,7 +61,8 @@ def kinds_that_would_die(device: str) -> set[str]:
     which keeps a journal, then answers everything with EIO until it is unmounted (seen on Linux
     6.18); what was made to be read only goes on.
     """
-    return {mounted.kind for mounted in all_mounts() if mounted.source == device} - _SURVIVE
+    mounts = (*all_mounts(), *mounts_of_init())
+    return {mounted.kind for mounted in mounts if mounted.source == device} - _SURVIVE
 
 
 def detach(device: str) -> None:

@@ -17,7 +17,8 @@ from .machine import Guest
 IS_LONG = os.environ.get("LAZYFS_CAMPAIGN") == "long"  # whether there is time for the long form
 
 # They boot whole systems, which have to be made first.
-LONG = ["test_attach_long.py", "test_dracut.py", "test_live.py", "test_live_long.py"]
+LONG = ["test_attach_long.py", "test_dracut.py", "test_live.py", "test_live_long.py",
+        "test_netboot.py", "test_systemd.py"]  # fmt: skip
 
 collect_ignore = [] if IS_LONG else LONG
 

@@ -11,9 +11,12 @@ from real.mounts import need_tool
 
 from .liveroot import Live
 
-_LIFE = 900.0  # seconds after which a machine that does not end by itself is taken away
+# What the kernel says in passing would fall into the lines that are looked for.
+USUAL = "console=ttyS0 loglevel=5 panic=1 systemd.show_status=0"
+
 _LOOK_EVERY = 0.2
-_END = "reboot: Power down"
+_DISK = "format=raw,if=virtio"
+_END = "reboot: (?:Power down|Restarting system)"
 
 
 class LiveMachine:
@@ -27,25 +30,42 @@ class LiveMachine:
         *,
         initrd: Path | None = None,
         disk: Path | None = None,
+        medium: Path | None = None,
+        netboot: str = "",
         memory: str = "2G",
+        life: float = 900.0,
     ) -> None:
-        """``words``: of the kernel command line. ``initrd``: another than that with lazyfs."""
+        """``words``: of the kernel command line. ``initrd``: another than that with lazyfs.
+
+        ``disk``: one that is written to; ``medium``: one that is not. ``netboot``: the URL of a
+        script for iPXE, which boots then: nothing is from us. ``life``: the seconds after which a
+        machine that does not end by itself is taken away.
+        """
         self.console = directory / "console"
-        self._words = f"boot=live console=ttyS0 panic=1 systemd.show_status=0 ip=dhcp {words}"
+        self._life = life
+        network, card = "user,id=net", "virtio-net-pci,netdev=net"
+        if netboot:
+            ours = []
+            network += f",bootfile={netboot}"
+            card += ",bootindex=0"  # from QEMU's ROM for it, which is an iPXE
+        else:
+            ours = ["-kernel", f"{live.kernel}", "-initrd", f"{initrd or live.initrd}"]
+            ours += ["-append", f"boot=live ip=dhcp {USUAL} {words}"]
+            card += ",romfile="
         self._command = [
             need_tool("qemu-system-x86_64", "qemu-system-x86"),
             *("-accel", "tcg,thread=multi", "-M", "pc", "-cpu", "qemu64", "-smp", "2"),
             *("-m", memory, "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-kernel", f"{live.kernel}", "-initrd", f"{initrd or live.initrd}"),
-            *("-append", self._words, "-serial", f"file:{self.console}"),
-            *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="),
+            *(*ours, "-serial", f"file:{self.console}"),
+            *("-netdev", network, "-device", card),
             *("-device", "virtio-rng-pci"),
-            *(() if disk is None else ("-drive", f"file={disk},format=raw,if=virtio")),
+            *(() if disk is None else ("-drive", f"file={disk},{_DISK}")),
+            *(() if medium is None else ("-drive", f"file={medium},{_DISK},readonly=on")),
         ]
 
     def __enter__(self) -> Self:
         self.console.unlink(missing_ok=True)  # of an earlier boot
-        self._until = time.monotonic() + _LIFE
+        self._until = time.monotonic() + self._life
         self._qemu = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -82,7 +102,7 @@ class LiveMachine:
         return found[1].replace("\r", "")
 
     def power_off(self) -> float:
-        """Wait until it has switched itself off; the seconds that this took."""
+        """Wait until it has switched itself off, or wants to start anew; how long that took."""
         asked = float(self.wait_for(r"LIVE: power off at ([\d.]+)")[1])
         done = float(self.wait_for(rf"\[ *([\d.]+)\] {_END}")[1])
         self._qemu.wait(30)

@@ -1,7 +1,8 @@
 """A live system of Debian's: made once with mmdebstrap, kept outside the tree between runs.
 
 The image is a plain Debian with live-boot's packages, one unit of ours that reports and works, and
-no lazyfs. Two initrds go with it: Debian's own, and the one that ``contrib/initramfs`` makes.
+no lazyfs; or the same with the programs of a desktop, for the size that live images usually have.
+Two initrds go with both: Debian's own, and the one that ``contrib/initramfs`` makes.
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -26,8 +28,13 @@ _PACKAGES = (
     "systemd-sysv", "udev", "dbus", "python3", "libfuse3-3", "ca-certificates", "kmod",
     "iproute2", "ifupdown", "isc-dhcp-client", "zstd", "procps", "httpfs2",
 )  # fmt: skip
-_PAYLOAD = 100 * MIB  # what the workload reads
-_VERSION = b"2"  # of how the image is made
+_DESKTOP = (
+    "xfce4", "xserver-xorg", "lightdm", "xfce4-terminal", "mousepad", "firefox-esr", "gimp", "vlc",
+    "libreoffice-writer", "libreoffice-calc", "libreoffice-impress", "evince", "cups",
+    "network-manager", "avahi-daemon", "openssh-server", "sudo", "man-db", "fonts-noto-core",
+)  # fmt: skip
+_PAYLOAD = 100 * MIB  # what the workload reads; beside a desktop, a tenth of it
+_VERSION = b"3"  # of how the image is made
 _WORK = Path(__file__).with_name("livework.sh")
 _UNIT = """\
 [Unit]
@@ -36,9 +43,6 @@ After=multi-user.target network-online.target
 [Service]
 Type=oneshot
 ExecStart=/bin/sh /opt/live/livework.sh
-StandardOutput=tty
-StandardError=tty
-TTYPath=/dev/ttyS0
 [Install]
 WantedBy=graphical.target
 """
@@ -63,33 +67,43 @@ class Live:
         return self.iso.with_name(f"{self.iso.name}.lazyprofile")
 
 
-def live_system(cache: Path) -> Live:
+def live_system(cache: Path, *, desktop: bool = False) -> Live:
     """The live system, from ``cache`` or made now (some minutes); skips where tools are missing."""
     directory = cache / "live"
     directory.mkdir(mode=0o755, exist_ok=True)
     with open(directory / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _Maker(directory).made()
+        return _Maker(directory, desktop).made()
 
 
 class _Maker:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, desktop: bool) -> None:
         self._directory = directory
+        self._packages = (*_PACKAGES, *(_DESKTOP if desktop else ()))  # of the image
+        self._payload = _PAYLOAD // 10 if desktop else _PAYLOAD
+        self._kind = "desktop-" if desktop else ""
         release = dict(
             line.partition("=")[::2] for line in Path("/etc/os-release").read_text().splitlines()
         )
         self._suite = release.get("VERSION_CODENAME", "stable")
-        ours = [_WORK.read_bytes(), _UNIT.encode(), str(_PAYLOAD).encode(), _VERSION]
-        self._base_key = _hash([self._suite.encode(), *map(str.encode, _PACKAGES)])
-        self._image_key = _hash([self._base_key.encode(), *ours])
+        ours = [_WORK.read_bytes(), _UNIT.encode(), str(self._payload).encode(), _VERSION]
+        self._base_key = self._key_of(_PACKAGES)
+        self._root_key = self._key_of(self._packages)
+        self._image_key = _hash([self._root_key.encode(), *ours])
         python = [sys.version.encode(), *map(str.encode, _requirements())]
         taken = [path.read_bytes() for path in sorted(_files_of_lazyfs())]
         self._initrd_key = _hash([self._base_key.encode(), *python, *taken])
 
+    def _key_of(self, packages: Iterable[str]) -> str:
+        return _hash([self._suite.encode(), *map(str.encode, packages)])
+
     def made(self) -> Live:
         certificate, key = self._certificate()
-        base = self._once("base", self._base_key, self._make_base)
-        image = self._once("image", self._image_key, lambda place: self._make_image(base, place))
+        base = self._once("base", self._base_key, partial(self._make_root, _PACKAGES))
+        make_root = partial(self._make_root, self._packages)
+        root = self._once(f"{self._kind}base", self._root_key, make_root)
+        make_image = partial(self._make_image, root)
+        image = self._once(f"{self._kind}image", self._image_key, make_image)
         initrd = self._once(
             "initrd", self._initrd_key, lambda place: self._make_initrd(base, certificate, place)
         )
@@ -109,9 +123,9 @@ class _Maker:
             os.replace(partial, place)
         return place
 
-    def _make_base(self, place: Path) -> None:
+    def _make_root(self, included: Iterable[str], place: Path) -> None:
         tool = need_tool("mmdebstrap", "mmdebstrap")
-        packages = f"--include={','.join(_PACKAGES)}"
+        packages = f"--include={','.join(included)}"
         run_well([tool, "--quiet", "--variant=minbase", packages, self._suite, place / "root.tar"],
                  _LIMIT)  # fmt: skip
 
@@ -122,15 +136,16 @@ class _Maker:
         payload = root / "opt/live/payload"
         payload.parent.mkdir()
         with open("/dev/urandom", "rb") as random, open(payload, "wb") as file:
-            file.write(random.read(_PAYLOAD))
+            file.write(random.read(self._payload))
         digest = hashlib.sha256(payload.read_bytes()).hexdigest()
         (payload.parent / "payload.sha256").write_text(f"{digest}  /opt/live/payload\n")
         shutil.copy(_WORK, payload.parent)
         unit = root / "etc/systemd/system/live-test.service"
         unit.write_text(_UNIT)
         run_well(["systemctl", f"--root={root}", "enable", unit.name], _LIMIT)
-        # A getty would take the serial line from it.
-        run_well(["systemctl", f"--root={root}", "mask", "serial-getty@ttyS0.service"], _LIMIT)
+        # A getty would write to the serial line as well; for a greeter there is no screen.
+        for masked in ("serial-getty@ttyS0.service", "lightdm.service"):
+            run_well(["systemctl", f"--root={root}", "mask", masked], _LIMIT)
         run_well(["systemctl", f"--root={root}", "set-default", "graphical.target"], _LIMIT)
         medium = place / "medium"
         (medium / "live").mkdir(parents=True)

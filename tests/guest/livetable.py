@@ -1,7 +1,8 @@
 """Measure live boots beside each other: the table of docs/liveboot.rst.
 
 As root, in ``tests``: ``python -m guest.livetable [LINK:WAY]...``, like ``wan:fetch``; all without
-arguments. One line a boot, when it is there: seconds to the marker, bytes, requests, free memory.
+arguments. The image has a desktop's programs in it, which is the usual size. One line a boot, when
+it is there: seconds to the marker, bytes, requests, free memory, seconds that power-off took.
 """
 
 import subprocess
@@ -19,8 +20,10 @@ from .liveroot import Live, live_system
 from .liveserver import LiveServer
 
 _ROOT = Path(__file__).parents[2]
+_PATIENCE = 420.0  # seconds for a boot
 LINKS = {"lan": (), "wan": ("--rtt", "20ms", "--rate", "50M")}
 WAYS = {
+    "local": "",  # the image is a disk of the machine
     "cold": "lazyfs={url}",
     "record": "lazyfs={url} lazyfs.record live.profile",  # leaves what "profile" needs
     "profile": "lazyfs={url} lazyfs.profile=auto",
@@ -29,63 +32,73 @@ WAYS = {
     "fetch": "fetch={url}",
     "httpfs2": "httpfs={url}",
 }
-_STOCK = ("fetch", "httpfs2")  # by Debian's own initrd
+_STOCK = ("local", "fetch", "httpfs2")  # by Debian's own initrd
 _ON_DISK = ("disk", "warm")
+# Up to the marker a boot that records is a cold one; and one link is enough to fill a disk.
+ROWS = [f"lan:{way}" for way in ("local", "record", "profile", "disk", "warm", "fetch", "httpfs2")]
+ROWS += [f"wan:{way}" for way in ("cold", "profile", "warm", "fetch", "httpfs2")]
 
 
 def main() -> None:
-    live = live_system(cache_directory())
+    live = live_system(cache_directory(), desktop=True)
     print(f"image: {live.iso.stat().st_size / MIB:.0f} MiB")
-    every = [f"{link}:{way}" for link in LINKS for way in WAYS]
-    with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-live-") as directory,
-        LiveServer(live) as server,
-    ):
-        table = _Table(live, server, Path(directory))
-        for row in sys.argv[1:] or every:
-            table.measure(*row.split(":"))
+    with tempfile.TemporaryDirectory(prefix="lazyfs-live-") as directory:
+        table = _Table(live, Path(directory))
+        try:
+            for row in sys.argv[1:] or ROWS:
+                table.measure(*row.split(":"))
+        finally:
+            live.profile.unlink(missing_ok=True)
 
 
 class _Table:
-    """One server for all boots: a cache knows an image by its URL."""
+    """One address for the server on all links: a cache knows an image by its URL."""
 
-    def __init__(self, live: Live, server: LiveServer, directory: Path) -> None:
+    def __init__(self, live: Live, directory: Path) -> None:
         self._live = live
-        self._server = server
         self._directory = directory
         self._disk = scratch_disk(directory)
-        self._far = free_port()  # by which the server is reached over a longer link
+        self._port = free_port()
 
     def measure(self, link: str, way: str) -> None:
         """Boot once, and print the row."""
-        server = self._server
-        initrd = self._live.stock if way in _STOCK else self._live.initrd
-        disk = self._disk if way in _ON_DISK else None
-        bytes_before, requests_before = server.body_bytes(), server.request_count()
-        with self._link(link) as port:
-            url = server.iso().replace(f":{server.port}/", f":{port}/")
-            words = WAYS[way].format(url=url)
-            machine = LiveMachine(self._live, self._directory, words, initrd=initrd, disk=disk)
-            with machine:
-                seconds, free = machine.marker()
-                fetched = server.body_bytes() - bytes_before
-                requests = server.request_count() - requests_before
-                print(
-                    f"{link:4} {way:8} {seconds:6.1f} s to the marker {fetched / MIB:6.1f} MiB "
-                    f"{requests:5} requests {free / MIB:6.0f} MiB available",
-                    flush=True,
-                )
-                if way == "record":
-                    self._live.profile.write_text(machine.profile())
-                machine.power_off()
+        with LiveServer(self._live) as server, self._linked(server, link):
+            url = server.iso().replace(f":{server.port}/", f":{self._port}/")
+            with LiveMachine(
+                self._live,
+                self._directory,
+                WAYS[way].format(url=url),
+                initrd=self._live.stock if way in _STOCK else self._live.initrd,
+                disk=self._disk if way in _ON_DISK else None,
+                medium=self._live.iso if way == "local" else None,
+                life=_PATIENCE,
+            ) as machine:
+                try:
+                    row = self._boot(server, machine, way)
+                except AssertionError as error:
+                    row = f"did not boot: {str(error).splitlines()[-1]}"
+        print(f"{link:4} {way:8} {row}", flush=True)
+
+    def _boot(self, server: LiveServer, machine: LiveMachine, way: str) -> str:
+        seconds, free = machine.marker()
+        fetched, requests = server.body_bytes(), server.request_count()
+        if way == "record":
+            self._live.profile.write_text(machine.profile())
+        return (
+            f"{seconds:6.1f} s to the marker {fetched / MIB:6.1f} MiB {requests:5} requests "
+            f"{free / MIB:6.0f} MiB available {machine.power_off():5.1f} s to power-off"
+        )
 
     @contextmanager
-    def _link(self, link: str) -> Iterator[int]:
-        """The port by which the server is reached on a link like this."""
+    def _linked(self, server: LiveServer, link: str) -> Iterator[None]:
+        """Have the server at our port, on a link like this."""
         if not LINKS[link]:
-            yield self._server.port
+            server.stop()
+            server.port = self._port
+            server.start()
+            yield
             return
-        ends = ["--listen", f"127.0.0.1:{self._far}", "--to", f"127.0.0.1:{self._server.port}"]
+        ends = ["--listen", f"127.0.0.1:{self._port}", "--to", f"127.0.0.1:{server.port}"]
         shaper = subprocess.Popen(
             [sys.executable, "-m", "bench.shaper", *ends, *LINKS[link]],
             cwd=_ROOT,
@@ -96,7 +109,7 @@ class _Table:
         try:
             assert shaper.stdout is not None
             shaper.stdout.readline()  # where it listens; so it does
-            yield self._far
+            yield
         finally:
             shaper.terminate()
             shaper.communicate(timeout=30)

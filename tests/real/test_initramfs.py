@@ -92,10 +92,20 @@ class Machine:
         (root / "proc/cmdline").write_text(f"BOOT_IMAGE=/vmlinuz boot=live quiet {words}\n")
 
     def boot(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {"PATH": "/usr/bin:/bin", "LAZYFS_BOOT_ROOT": str(self._root)}
+        path = f"{self._root}/bin:/usr/bin:/bin"
+        env = {"PATH": path, "LAZYFS_BOOT_ROOT": str(self._root)}
         return run([*self.shell, LAUNCHER, *arguments], env=env)
 
     shell: tuple[str, ...] = ("sh",)
+
+    def splash(self) -> Path:
+        """Have a plymouth that notes what it is to show, in this file."""
+        noted = self._root / "shown"
+        program = self._root / "bin/plymouth"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\necho "$*" >>{noted}\n')
+        program.chmod(0o755)
+        return noted
 
     def reason(self) -> str:
         return (self._root / "run/lazyfs.reason").read_text().strip()
@@ -167,6 +177,13 @@ def test_a_wrong_parameter_is_named_with_what_would_be_right(
     assert "\n" not in reason
 
 
+def test_what_is_said_on_the_console_is_said_in_the_splash_too(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, f"lazyfs={URL} lazyfs.fill=fast")
+    shown = machine.splash()
+    assert machine.boot("check").returncode == 2
+    assert shown.read_text() == f"--ping\ndisplay-message --text={machine.reason()}\n"
+
+
 def test_the_python_of_lazyfs_is_found_in_a_virtual_environment(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "")
     command = tmp_path / "venv/bin/lazyfs"
@@ -182,23 +199,39 @@ def test_the_python_of_lazyfs_is_found_in_a_virtual_environment(tmp_path: Path) 
     assert "lazyfs is not installed" in done.stderr
 
 
-_GENERATE = """
+@needs_root
+def test_systemd_is_told_to_keep_the_network(tmp_path: Path) -> None:
+    run_well([SCRIPTS / "lazyfs-generator", tmp_path, tmp_path, tmp_path])
+    killed = "KillSignal=SIGKILL\nSuccessExitStatus=SIGKILL\n"
+    extended = {
+        "networking.service": f"ExecStop=\n{killed}",
+        "ifup@.service": f"ExecStop=\n{killed}",
+        "NetworkManager.service": killed,
+        "systemd-networkd.service": f"{_KEEP}\n{killed}",
+    }
+    for unit, lines in extended.items():
+        assert (tmp_path / f"{unit}.d/lazyfs.conf").read_text() == f"[Service]\n{lines}"
+    wanted = {path.name for path in (tmp_path / "multi-user.target.wants").iterdir()}
+    assert wanted == {"lazyfs-names.path", "lazyfs-shutdown.service"}
+    units = [tmp_path / "lazyfs-names.path", *tmp_path.glob("*.service")]
+    run_well([need_tool("systemd-analyze", "systemd"), "verify", "--man=no", *units])
+
+
+_KEEP = "ExecStartPre=+/bin/sh /run/lazyfs/lazyfs-generator keep-networks"
+_KEEP_NETWORKS = """
 mount -t tmpfs run /run
 mkdir -p /run/systemd/network
 touch /run/systemd/network/10-lan.network
-"$0" "$1" "$1" "$1"
+"$0" keep-networks
 cat /run/systemd/network/10-lan.network.d/lazyfs.conf
 """
 
 
 @needs_root
-def test_systemd_is_told_to_keep_the_network(tmp_path: Path) -> None:
+def test_networkd_keeps_what_was_there_when_it_starts() -> None:
     generator = SCRIPTS / "lazyfs-generator"
-    kept = run_well(["unshare", "--mount", "sh", "-ec", _GENERATE, generator, tmp_path])
+    kept = run_well(["unshare", "--mount", "sh", "-ec", _KEEP_NETWORKS, generator])
     assert kept == "[Network]\nKeepConfiguration=yes\n"
-    for unit in ("networking.service", "ifup@.service"):
-        assert (tmp_path / f"{unit}.d/lazyfs.conf").read_text() == "[Service]\nExecStop=\n"
-    assert (tmp_path / "multi-user.target.wants/lazyfs-names.path").exists()
 
 
 def test_uninstall_takes_away_what_install_brought(tmp_path: Path) -> None:

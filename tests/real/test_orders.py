@@ -114,19 +114,18 @@ def test_a_loop_device_is_handed_over_when_asked(lab: Lab, images: Images, nginx
             assert str(lab.cache) in Path(f"/sys/block/{device.name}/loop/backing_file").read_text()
 
 
-def test_a_mount_that_is_stood_on_can_be_left_with_all_it_has(
-    lab: Lab, images: Images, nginx: Nginx
-) -> None:
+def test_a_mount_that_is_stood_on_can_be_left_with_all_it_has(lab: Lab, images: Images) -> None:
     need_loop()
     image = images.squashfs()
     with (
-        lab.mounted(nginx.url(image.name)) as mounted,
+        Nginx(images.root) as own,
+        lab.mounted(own.url(image.name)) as mounted,
         loop_mounted(mounted.image, lab.mountpoint(), "squashfs") as tree,
     ):
         assert "--handover" in refused(lab, "umount", mounted.path)
         assert said(lab, "umount", "--handover", mounted.path) == ""
         mounted.wait_until_ended()
-        nginx.stop()
+        own.stop()
         files = [file for file in tree.rglob("*") if file.is_file()]
         assert files
         assert sum(len(file.read_bytes()) for file in files) > MIB
