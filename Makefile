@@ -19,6 +19,7 @@ ARGS ?=
 CAMPAIGNS := $(addprefix tests/faults/test_,power.py damage.py campaign.py crashes.py soak.py edges.py)
 BIN := .venv/bin
 LOG := build/make.log
+WITH_TESTS := .[test,docs]
 NEED := PYTHON='$(PYTHON)' contrib/need-packages
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 
@@ -70,7 +71,7 @@ venv: .venv/ready
 	@touch $@
 
 .venv/with-tests: .venv/ready
-	$(call step,what the tests stand on,$(PIP) --editable '.[test,docs]')
+	$(call step,what the tests stand on,$(PIP) --editable '$(WITH_TESTS)')
 	@touch $@
 
 packages-run:

@@ -48,6 +48,7 @@ def test_the_package_holds_what_belongs_to_a_command(packages: Packages) -> None
         "usr/share/doc/lazyfs/README.rst",
         "usr/share/doc/lazyfs/copyright",
         "usr/share/fish/vendor_completions.d/lazyfs.fish",
+        "usr/sbin/mount.lazyfs",
         "usr/share/man/man1/lazyfs.1",
         "usr/share/man/man5/lazyfs-cache.5",
         "usr/share/zsh/vendor-completions/_lazyfs",

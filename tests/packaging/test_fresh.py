@@ -34,6 +34,8 @@ def test_with_the_package_alone(
         mount -t fuse.lazyfs {nginx.url(image.name)} /image -o ro
         stat --format %s /image/{image.name}
         umount /image
+        mount -t lazyfs {nginx.url(image.name)} /image
+        umount /image
     """)
     report.append(f"{release}, by the package: {machine.so_far()}")
     assert said == f"{image.stat().st_size}\n"
