@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who reads our output has seen enough
-        from lazyfs.cli.terminal import give_up_stdout
+        from lazyfs.cli.output import give_up_stdout
 
         give_up_stdout()
         return 141  # as a shell says it of a program that SIGPIPE ended

@@ -11,8 +11,9 @@ from lazyfs import caches
 from lazyfs.caches import Cache, Verdict
 from lazyfs.cli import configured
 from lazyfs.cli.common import cache_directory
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printing, progress
+from lazyfs.cli.terminal import progress
 from lazyfs.cli.words import as_type
 from lazyfs.errors import UsageError
 from lazyfs.options import format_size, parse_duration, parse_size

@@ -7,8 +7,9 @@ from typing import Any
 
 from lazyfs import config
 from lazyfs.cli.configured import check
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import for_stdout, printing
+from lazyfs.cli.terminal import for_stdout
 from lazyfs.config import Settings
 from lazyfs.sources import urls
 

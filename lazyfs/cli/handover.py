@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import for_stdout, printing
+from lazyfs.cli.terminal import for_stdout
 from lazyfs.control import daemon_at
 
 

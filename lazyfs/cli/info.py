@@ -12,8 +12,8 @@ from lazyfs.cli.common import (
     stack_options,
 )
 from lazyfs.cli.configured import parse
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printing
 from lazyfs.errors import ImageError
 from lazyfs.formats import detect
 from lazyfs.iso.tree import Kind, Tree

@@ -15,8 +15,9 @@ from lazyfs.cli.common import (
     tree_in,
 )
 from lazyfs.cli.configured import parse
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row, printing
+from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row
 from lazyfs.iso.tree import Kind, Node, Tree
 
 _EXAMPLE = """\

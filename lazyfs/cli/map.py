@@ -9,9 +9,10 @@ from rich.text import Text
 
 from lazyfs.cli import heatmap
 from lazyfs.cli.heatmap import Cell
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import is_utf8, printing
+from lazyfs.cli.terminal import is_utf8
 from lazyfs.control import daemon_at
 from lazyfs.errors import OutputError
 from lazyfs.options import format_size

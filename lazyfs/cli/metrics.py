@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printing
 from lazyfs.cli.words import as_type
 from lazyfs.control import daemon_at, running
 from lazyfs.errors import OutputError, UsageError

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from lazyfs.cli.output import printing
 from lazyfs.errors import UsageError
 from lazyfs.sources import urls
 
@@ -100,8 +101,6 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help, or the version: argparse would keep it to itself if that cannot be."""
-        from lazyfs.cli.terminal import printing
-
         with printing():
             (file or sys.stdout).write(message)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import printing
 from lazyfs.cli.words import absolute
 from lazyfs.control import daemon_at
 from lazyfs.errors import UsageError

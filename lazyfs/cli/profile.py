@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import printing
 from lazyfs.cli.words import absolute
 from lazyfs.control import daemon_at
 from lazyfs.errors import OutputError

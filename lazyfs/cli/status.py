@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import for_stdout, printing
+from lazyfs.cli.terminal import for_stdout
 from lazyfs.control import Daemon, daemon_at, running
 from lazyfs.options import format_size
 

@@ -1,14 +1,12 @@
 """What is printed for people, and how names from elsewhere get onto a terminal safely."""
 
 import contextlib
-import os
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from lazyfs.errors import OutputError
 from lazyfs.iso.tree import Kind, Node
 from lazyfs.texts import printable
 
@@ -45,19 +43,6 @@ def _is_device(node: Node) -> bool:
     return node.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
 
 
-@contextlib.contextmanager
-def printing() -> Iterator[None]:
-    """What is printed in the block is written when it ends. Raises OutputError, BrokenPipeError."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        give_up_stdout()
-        raise OutputError(f"the output cannot be written: {error.strerror}") from error
-
-
 class Bar:
     """A bar that shows how many bytes of how many are done."""
 
@@ -87,10 +72,3 @@ def progress() -> Iterator[Bar]:
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         yield Bar(partial(bars.update, bars.add_task("", total=None)))
-
-
-def give_up_stdout() -> None:
-    """Nobody reads it, or nothing can be written: let the interpreter's end not fail for that."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -11,10 +11,11 @@ from rich.live import Live
 from rich.text import Text
 
 from lazyfs.cli import heatmap
+from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.status import summary
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import is_utf8, printing
+from lazyfs.cli.terminal import is_utf8
 from lazyfs.cli.words import as_type
 from lazyfs.control import Daemon, daemon_at
 from lazyfs.options import format_size, parse_duration

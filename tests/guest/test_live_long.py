@@ -26,7 +26,7 @@ _NETWORKD = " ".join(
     for unit in ("systemd-network-generator", "systemd-networkd", "systemd-networkd-wait-online")
 )
 NETWORKS = [
-    (False, "", "networkd says: $"),
+    (False, "", r"networkd says: (?!.*\bconfigured)"),
     (False, f"{_NO_IFUPDOWN} {_NETWORKD}", "networkd says: .* configured"),
     (True, _NO_IFUPDOWN, "NetworkManager says: .*:unmanaged"),
 ]
