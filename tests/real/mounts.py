@@ -242,7 +242,8 @@ def _serves(pid: int, mountpoint: Path) -> bool:
 def mount_line(path: Path) -> str:
     """The line of /proc/self/mounts for this mount point; empty when nothing is mounted there."""
     lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    return next((line for line in reversed(lines) if line.split(" ")[1] == str(path)), "")
+    written = str(path).replace(" ", r"\040")  # as getmntent(3) has it
+    return next((line for line in reversed(lines) if line.split(" ")[1] == written), "")
 
 
 def is_mounted(path: Path) -> bool:
