@@ -1,4 +1,7 @@
-"""What holds for every test: a log record of level WARNING or above fails it, unless announced."""
+"""What holds for every test: a log record of level WARNING or above fails it, unless announced.
+
+And what many of them read: the images, and the server that has them.
+"""
 
 import logging
 import re
@@ -9,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from no_skips import pytest_runtest_makereport  # noqa: F401  # a hook: pytest finds it here
+from real.images import Images, cache_directory
+from real.servers import Nginx
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("lazyfs", deadline=None)
@@ -70,3 +75,15 @@ def expected_log(_log_watch: _LogWatch) -> Callable[..., None]:
         (_log_watch.required if required else _log_watch.allowed).append(pattern)
 
     return announce
+
+
+@pytest.fixture(scope="session")
+def images() -> Images:
+    return Images(cache_directory())
+
+
+@pytest.fixture(scope="session")
+def nginx(images: Images) -> Iterator[Nginx]:
+    """nginx with all images; nobody stops it."""
+    with Nginx(images.root) as server:
+        yield server

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from real.images import Images, cache_directory
 from real.mounts import Lab
 
 from .figures import Figures
@@ -35,11 +34,6 @@ def pytest_terminal_summary(
 def long() -> bool:
     """Whether there is time for the long form of a campaign."""
     return os.environ.get("LAZYFS_CAMPAIGN") == "long"
-
-
-@pytest.fixture(scope="session")
-def images() -> Images:
-    return Images(cache_directory())
 
 
 @pytest.fixture

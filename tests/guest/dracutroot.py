@@ -4,26 +4,21 @@ An image as dmsquash-live expects it (LiveOS/squashfs.img in an ISO image), and 
 Debian's dracut makes with the project's module. The image has no lazyfs in it.
 """
 
-import fcntl
-import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from real.images import MIB
+from real.kept import digest, once, workroom
 from real.mounts import need_tool, run_well
 
 from .casper import INITRAMFS
-from .liveroot import _files_of_lazyfs as files_of_lazyfs
-from .liveroot import _hash as digest
-from .liveroot import _in_root as in_root
-from .liveroot import _install_lazyfs as install_lazyfs
+from .roots import LIMIT, files_of_lazyfs, in_root, install_lazyfs, make_root, unpacked
 
 _MODULE = INITRAMFS / "dracut/90lazyfs"
 _SUITE = "bookworm"
-_LIMIT = 900.0  # seconds for any step
 _PACKAGES = (
     "linux-image-amd64", "dracut", "dracut-live", "dracut-network", "isc-dhcp-client",
     "iputils-arping", "procps", "dmsetup", "systemd-sysv", "udev", "dbus", "kmod", "iproute2",
@@ -80,76 +75,47 @@ class DracutLive:
 def dracut_live(cache: Path) -> DracutLive:
     """The live system, from ``cache`` or made now (some minutes); skips where tools are missing."""
     directory = cache / "dracut"
-    directory.mkdir(mode=0o755, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with workroom(directory):
         base_key = digest([_SUITE.encode(), *map(str.encode, _PACKAGES)])
-        base = _once(directory, f"base-{base_key}", _make_base)
+        base = once(directory, "base", base_key, partial(make_root, _SUITE, _PACKAGES))
         image_key = digest([base_key.encode(), _WORK.encode(), _UNIT.encode(), _PLANT.encode()])
-        image = _once(directory, f"image-{image_key}", lambda place: _make_image(base, place))
+        image = once(directory, "image", image_key, lambda place: _make_image(base, place))
         sources = sorted({*files_of_lazyfs(), *_MODULE.iterdir()})
         initrd_key = digest(
             [base_key.encode(), sys.version.encode(), *(path.read_bytes() for path in sources)]
         )
-        boot = _once(directory, f"boot-{initrd_key}", lambda place: _make_boot(base, place))
+        boot = once(directory, "boot", initrd_key, lambda place: _make_boot(base, place))
     return DracutLive(
         image, image / "live.iso", image / "squashfs.img", boot / "vmlinuz", boot / "initrd"
     )
 
 
-def _once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """What ``make`` makes, under this name; what it made under others of its kind goes."""
-    place = directory / name
-    if not place.exists():
-        for old in directory.glob(f"{name.partition('-')[0]}-*"):
-            shutil.rmtree(old)
-        partial = directory / f"{name}.partial"
-        partial.mkdir(mode=0o755)
-        make(partial)
-        os.replace(partial, place)
-    return place
-
-
-def _make_base(place: Path) -> None:
-    tool = need_tool("mmdebstrap", "mmdebstrap")
-    packages = f"--include={','.join(_PACKAGES)}"
-    archive = place / "root.tar"
-    run_well([tool, "--quiet", "--variant=minbase", packages, _SUITE, archive], _LIMIT)
-
-
 def _make_image(base: Path, place: Path) -> None:
-    root = _unpacked(base, place)
+    root = unpacked(base, place)
     work = root / "opt/work"
     work.write_text(_WORK)
     work.chmod(0o755)
     (root / "etc/systemd/system/live-test.service").write_text(_UNIT)
-    run_well(["sh", "-ec", _PLANT, "sh", root, f"{_PAYLOAD}"], _LIMIT)
+    run_well(["sh", "-ec", _PLANT, "sh", root, f"{_PAYLOAD}"], LIMIT)
     squashfs = place / "squashfs.img"
     how = ["-noappend", "-no-progress", "-quiet", "-comp", "zstd", "-Xcompression-level", "6"]
-    run_well([need_tool("mksquashfs", "squashfs-tools"), root, squashfs, *how], _LIMIT)
+    run_well([need_tool("mksquashfs", "squashfs-tools"), root, squashfs, *how], LIMIT)
     shutil.rmtree(root)
     medium = place / "medium"
     (medium / "LiveOS").mkdir(parents=True)
     (medium / "LiveOS/squashfs.img").hardlink_to(squashfs)
     xorriso = [need_tool("xorriso", "xorriso"), "-as", "mkisofs", "-quiet", "-R", "-V", "LIVE"]
-    run_well([*xorriso, "-o", place / "live.iso", medium], _LIMIT)
+    run_well([*xorriso, "-o", place / "live.iso", medium], LIMIT)
     shutil.rmtree(medium)
 
 
 def _make_boot(base: Path, place: Path) -> None:
-    root = _unpacked(base, place)
+    root = unpacked(base, place)
     install_lazyfs(root)
-    run_well(["make", "-s", "-C", INITRAMFS, "install", f"DESTDIR={root}"], _LIMIT)
+    run_well(["make", "-s", "-C", INITRAMFS, "install", f"DESTDIR={root}"], LIMIT)
     (kernel,) = root.glob("boot/vmlinuz-*")
     release = kernel.name.removeprefix("vmlinuz-")
     in_root(root, f"dracut --quiet --zstd --no-hostonly --add lazyfs /boot/lazyfs.img {release}")
     shutil.copy(kernel, place / "vmlinuz")
     shutil.copy(root / "boot/lazyfs.img", place / "initrd")
     shutil.rmtree(root)
-
-
-def _unpacked(base: Path, place: Path) -> Path:
-    root = place / "root"
-    root.mkdir()
-    run_well(["tar", "-xf", base / "root.tar", "-C", root], _LIMIT)
-    return root

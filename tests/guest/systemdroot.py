@@ -4,23 +4,19 @@ lazyfs itself is not in it, nor is anything that a test is about: that is laid o
 see ``systemdguest.py``.
 """
 
-import fcntl
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from real.kept import digest, once, workroom
 from real.mounts import need_tool, run_well
 
-from .dracutroot import _once as once
 from .kernel import Kernel
-from .liveroot import _hash as digest
-from .liveroot import _in_root as in_root
-from .liveroot import _install_lazyfs as install_lazyfs
-from .liveroot import _requirements as requirements
+from .roots import LIMIT, in_root, install_lazyfs, make_root, requirements, unpacked
 
 _SUITE = "bookworm"
-_LIMIT = 900.0  # seconds for any step
 _VERSION = b"1"  # of how the disk is made from the packages
 _PACKAGES = (
     "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "python3", "fuse3",
@@ -59,37 +55,26 @@ class SystemdRoot:
 def systemd_root(cache: Path, kernel: Kernel) -> SystemdRoot:
     """The root, from ``cache`` or made now (some minutes); skips where tools are missing."""
     directory = cache / "systemd"
-    directory.mkdir(mode=0o755, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with workroom(directory):
         base_key = digest([_SUITE.encode(), *map(str.encode, _PACKAGES)])
-        base = once(directory, f"base-{base_key}", _make_base)
+        base = once(directory, "base", base_key, partial(make_root, _SUITE, _PACKAGES))
         words = [base_key, kernel.release, sys.version, *_MODULES, _NETWORK, _SET_UP]
         disk_key = digest([*map(str.encode, [*words, *requirements()]), _VERSION])
-        made = once(directory, f"disk-{disk_key}", lambda place: _make_disk(base, kernel, place))
+        made = once(directory, "disk", disk_key, partial(_make_disk, base, kernel))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return SystemdRoot(made / "disk", Path("usr/local/lib", version, "dist-packages"))
 
 
-def _make_base(place: Path) -> None:
-    tool = need_tool("mmdebstrap", "mmdebstrap")
-    packages = f"--include={','.join(_PACKAGES)}"
-    archive = place / "root.tar"
-    run_well([tool, "--quiet", "--variant=minbase", packages, _SUITE, archive], _LIMIT)
-
-
 def _make_disk(base: Path, kernel: Kernel, place: Path) -> None:
-    root = place / "root"
-    root.mkdir()
-    run_well(["tar", "-xf", base / "root.tar", "-C", root], _LIMIT)
+    root = unpacked(base, place)
     install_lazyfs(root)
     (installed,) = root.glob("usr/local/lib/python3.*/dist-packages/lazyfs")
     shutil.rmtree(installed)
     in_root(root, "python3 -m compileall -q -j 2 /usr/lib/python3* /usr/local/lib")
     _install_modules(kernel, root)
     (root / "etc/systemd/network/wired.network").write_text(_NETWORK)
-    run_well(["sh", "-ec", _SET_UP, "sh", root], _LIMIT)
-    run_well([need_tool("mkfs.ext4", "e2fsprogs"), "-q", "-d", root, place / "disk", "2G"], _LIMIT)
+    run_well(["sh", "-ec", _SET_UP, "sh", root], LIMIT)
+    run_well([need_tool("mkfs.ext4", "e2fsprogs"), "-q", "-d", root, place / "disk", "2G"], LIMIT)
     shutil.rmtree(root)
 
 
@@ -101,4 +86,4 @@ def _install_modules(kernel: Kernel, root: Path) -> None:
         shutil.copy(file, to)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copy(kernel.modules / name, directory)
-    run_well([need_tool("depmod", "kmod"), "--basedir", root, kernel.release], _LIMIT)
+    run_well([need_tool("depmod", "kmod"), "--basedir", root, kernel.release], LIMIT)

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from machines import RELEASES, Machine, Release
 from packages import Package, build_here
-from real.images import Images, cache_directory
 from real.mounts import IS_ROOT
-from real.servers import Nginx
 
 IS_LONG = os.environ.get("LAZYFS_CAMPAIGN") == "long"  # whether there is time for the long form
 
@@ -47,17 +45,6 @@ def machine(release: Release, tmp_path: Path) -> Iterator[Machine]:
     """A machine on which nothing was done yet."""
     with release.machine(tmp_path) as machine:
         yield machine
-
-
-@pytest.fixture(scope="session")
-def images() -> Images:
-    return Images(cache_directory())
-
-
-@pytest.fixture(scope="session")
-def nginx(images: Images) -> Iterator[Nginx]:
-    with Nginx(images.root) as server:
-        yield server
 
 
 @pytest.fixture

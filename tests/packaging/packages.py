@@ -61,9 +61,15 @@ def requirements() -> list[str]:
 
 def copy_tree(target: Path) -> None:
     """The tree as it is, without what git ignores."""
-    ignored = [line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
-    names = [name.rpartition("/")[2] for name in ignored if name]
-    shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(".git", *names))
+    lines = [".git", *(ROOT / ".gitignore").read_text().split()]
+    at_the_top = shutil.ignore_patterns(*(line.strip("/") for line in lines if line[0] == "/"))
+    anywhere = shutil.ignore_patterns(*(line.strip("/") for line in lines if line[0] != "/"))
+
+    def ignored(directory: str, names: list[str]) -> set[str]:
+        found = set(anywhere(directory, names))
+        return found | set(at_the_top(directory, names)) if Path(directory) == ROOT else found
+
+    shutil.copytree(ROOT, target, symlinks=True, ignore=ignored)
 
 
 def build_here(directory: Path) -> tuple[Package, Package]:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
+from real.mounts import need_tool
 
 from lazyfs.cli import COMMANDS, helptext, mount, parser_of
 from lazyfs.cli.parser import Parser
@@ -133,14 +133,13 @@ def test_an_entry_too_many_is_an_error(entries_of_it: str, says: str) -> None:
 
 
 def test_both_pages_are_written_and_man_has_nothing_to_say_against_them(tmp_path: Path) -> None:
-    if not shutil.which("man"):
-        pytest.skip("man is not installed (Debian package man-db)")
+    man = need_tool("man", "man-db")
     build.main([str(tmp_path / "new")])
     pages = sorted((tmp_path / "new").iterdir())
     assert [page.name for page in pages] == ["lazyfs-cache.5", "lazyfs.1"]
     for page in pages:
         done = subprocess.run(
-            ["man", "--warnings", "--encoding=UTF-8", "--local-file", "-Tutf8", "-Z", str(page)],
+            [man, "--warnings", "--encoding=UTF-8", "--local-file", "-Tutf8", "-Z", str(page)],
             capture_output=True,
             check=False,
         )

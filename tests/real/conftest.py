@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .images import Images, cache_directory
 from .mounts import Lab
-from .servers import Nginx, Scripted
+from .servers import Scripted
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,18 +19,6 @@ def _need_fuse() -> None:
         pytest.skip("there is no /dev/fuse")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("/dev/fuse may not be opened")
-
-
-@pytest.fixture(scope="session")
-def images() -> Images:
-    return Images(cache_directory())
-
-
-@pytest.fixture(scope="session")
-def nginx(images: Images) -> Iterator[Nginx]:
-    """nginx with all images; nobody stops it."""
-    with Nginx(images.root) as server:
-        yield server
 
 
 @pytest.fixture

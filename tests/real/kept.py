@@ -1,0 +1,42 @@
+"""What takes long to make is kept outside the tree between runs."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def workroom(directory: Path, name: str = "") -> Iterator[None]:
+    """``directory``, for one at a time of those who give this name; it is made if need be."""
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with open(directory / f"{f'.{name}' if name else ''}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def once(directory: Path, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The directory of this kind with this key, made now if need be; an older one is removed.
+
+    ``make`` fills a directory, which gets its name when it is whole.
+    """
+    place = directory / f"{kind}-{key}"
+    if not place.exists():
+        for old in directory.glob(f"{kind}-*"):
+            shutil.rmtree(old)
+        partial = place.with_name(f"{place.name}.partial")
+        partial.mkdir(mode=0o755)
+        make(partial)
+        os.replace(partial, place)
+    return place
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A key for what is made of these."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()[:12]
