@@ -1,6 +1,6 @@
 """docs/reference/messages.rst, made from the source: ``python docs/messages.py``.
 
-A message is a place where an error of lazyfs/errors.py is made, or of a class derived from one
+A message is a place where an error of lazyfs/core/errors.py is made, or of a class derived from one
 there. Its words are looked up as far as they are written down: in conditional expressions, in names
 that are bound to them, in functions that return or take them. ``...`` stands for all else.
 """
@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from lazyfs import errors
+from lazyfs.core import errors
 from lazyfs.protocols.nbd import ProtocolError
 
 DOCS = Path(__file__).resolve().parent
@@ -36,7 +36,7 @@ CLASSES |= {"EndOfStream": "ProtocolError", "Refused": "ProtocolError", "NoNetli
 
 # Files whose errors no user sees, and why.
 CAUGHT = {
-    "iso/saved.py": "what cannot be read of a remembered catalog is read from the image again",
+    "formats/savedtree.py": "a damaged catalog file is read from the image again",
     "testing/evil.py": "what tests read from fails on purpose",
 }
 
@@ -133,7 +133,7 @@ class Source:
 
     @classmethod
     def read(cls) -> "Source":
-        paths = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "errors.py")
+        paths = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "core/errors.py")
         found = ((p.relative_to(SOURCE).as_posix(), ast.parse(p.read_text())) for p in paths)
         return cls(tuple(Module(*module) for module in found))
 

@@ -19,8 +19,8 @@ from docutils.core import publish_doctree, publish_from_doctree
 from docutils.writers import manpage
 
 from lazyfs import __version__
-from lazyfs.cli import helptext, parser_of
-from lazyfs.cli.parser import Parser
+from lazyfs.cli import helptext
+from lazyfs.cli.parser import Parser, parser_of
 
 DOCS = Path(__file__).resolve().parents[1]
 PAGES = {

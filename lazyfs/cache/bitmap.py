@@ -11,7 +11,7 @@ from mmap import mmap
 
 from bitarray import bitarray
 
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 PAGE = 4096  # bytes; what the file is padded to, and the unit in which it is saved
 _BLOCKS_PER_PAGE = PAGE * 8

@@ -23,10 +23,10 @@ from lazyfs.cache.plan import Fetch, Plan, Waiter
 from lazyfs.cache.retry import Backoff
 from lazyfs.cache.state import CacheState, Cell, cells_of
 from lazyfs.cache.store import Store
-from lazyfs.device import Identity, Lane, Link, Priority, Source, Statistics
-from lazyfs.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
-from lazyfs.options import EACH_REQUEST
-from lazyfs.ranges import Span, blocks_of, bytes_of, clamp
+from lazyfs.core.device import Identity, Lane, Link, Priority, Source, Statistics
+from lazyfs.core.errors import CacheError, InternalError, LazyfsError, ReadTimeout, TransientError
+from lazyfs.core.options import EACH_REQUEST
+from lazyfs.core.ranges import Span, blocks_of, bytes_of, clamp
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ must not push out what is read again and again.
 from collections.abc import Container
 
 from lazyfs.cache.bitmap import Bitmap
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 WINDOW = 1 << 15  # blocks that are looked at in one step, at C speed
 

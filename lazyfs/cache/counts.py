@@ -4,7 +4,7 @@ from math import exp
 from typing import NamedTuple
 
 from lazyfs.cache.bitmap import Bitmap
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 _MEMORY = 2.0  # seconds over which the flow is smoothed
 _LATELY = 60.0  # seconds

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.cache.places import CacheLock, CachePaths, clear
-from lazyfs.errors import CacheBusy, CacheError
-from lazyfs.filelocks import is_marked
+from lazyfs.cache.layout import CacheLock, CachePaths, clear
+from lazyfs.core.errors import CacheBusy, CacheError
+from lazyfs.system.filelocks import is_marked
 
 BRIEF = 0.2  # seconds: somebody may just be looking who has the lock
 _SECTOR = 512  # bytes; the unit of st_blocks

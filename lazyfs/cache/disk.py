@@ -39,12 +39,12 @@ import xxhash
 
 from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes
 from lazyfs.cache.files import File, Opener
-from lazyfs.cache.places import SUM, CacheLock, CachePaths, Meta, check_foreign, clear
+from lazyfs.cache.layout import SUM, CacheLock, CachePaths, Meta, check_foreign, clear
 from lazyfs.cache.store import Pages, cut
-from lazyfs.device import Identity
-from lazyfs.errors import CacheError, CacheUnknown, ImageChanged
-from lazyfs.options import OnChange
-from lazyfs.ranges import Span, bytes_of
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import CacheError, CacheUnknown, ImageChanged
+from lazyfs.core.options import OnChange
+from lazyfs.core.ranges import Span, bytes_of
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lazyfs.filelocks import is_marked
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
+from lazyfs.system.filelocks import is_marked
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _SECTOR = 512  # bytes; the unit of st_blocks

@@ -15,7 +15,7 @@ then arrives in the middle of one, each time: his reads took 9 ms longer at a ro
 ``--rate`` is kept as an average over each request: after n bytes it rests until they are paid for.
 """
 
-from lazyfs.device import Link
+from lazyfs.core.device import Link
 
 CALM = 1.0  # seconds without a waiting reader after which the link counts as idle
 SHORTEST = 128 << 10  # bytes

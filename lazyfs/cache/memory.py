@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.store import Pages, cut
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 
 class MemoryStore:

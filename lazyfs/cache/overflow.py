@@ -17,10 +17,10 @@ from lazyfs.cache.bitmap import Bitmap, page_without
 from lazyfs.cache.clock import Clock
 from lazyfs.cache.disk import DiskStore
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.cache.room import Room
+from lazyfs.cache.quota import Room
 from lazyfs.cache.store import Pages
-from lazyfs.errors import CacheError
-from lazyfs.ranges import Span, blocks_of
+from lazyfs.core.errors import CacheError
+from lazyfs.core.ranges import Span, blocks_of
 
 log = logging.getLogger(__name__)
 

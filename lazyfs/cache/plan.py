@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from lazyfs.cache.bitmap import Bitmap
-from lazyfs.device import Priority
-from lazyfs.ranges import Span
+from lazyfs.core.device import Priority
+from lazyfs.core.ranges import Span
 
 PRELOADS_JOINED = 16  # of them become one request, if they adjoin in their order
 MAX_READAHEADS = 32  # queued ranges; the oldest go: their readers have gone elsewhere

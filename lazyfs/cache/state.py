@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.counts import Counts, SlowRead
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 from typing import Protocol
 
 from lazyfs.cache.bitmap import Bitmap
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 Pages = list[tuple[int, bytes]]  # of the bitmap: number and content
 

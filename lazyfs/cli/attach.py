@@ -4,13 +4,15 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from lazyfs.cli import report
-from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.common import daemon_options, hide_secrets, images_at
 from lazyfs.cli.configured import parse
-from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.declared import add_options
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.output import report
+from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import as_type
-from lazyfs.errors import UsageError
-from lazyfs.options import parse_duration
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import parse_duration
 
 _USAGE = "lazyfs attach [OPTION]... URL [DEVICE]"
 _EXAMPLE = """\
@@ -33,13 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("--repair must know which device", "name it, like /dev/nbd0")
     options = daemon_options(given, images_at(addresses, []))
     hide_secrets(["attach", *addresses, *devices])
-    from lazyfs.attach import AttachOptions, attach
-    from lazyfs.frontends.nbdcontrol import index_of
+    from lazyfs.daemon.attach import AttachOptions, attach
 
     return attach(
         AttachOptions(
             **vars(options),
-            index=index_of(devices[0]) if devices else None,
+            device=devices[0] if devices else None,
             repair=given.repair,
             dead_timeout=math.ceil(given.dead_timeout),
         ),

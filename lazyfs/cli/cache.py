@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from lazyfs import caches
-from lazyfs.caches import Cache, Verdict
+from lazyfs.cache import maintenance
+from lazyfs.cache.maintenance import Cache, Verdict
 from lazyfs.cli import configured
 from lazyfs.cli.common import cache_directory
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import progress
 from lazyfs.cli.words import as_type
-from lazyfs.errors import UsageError
-from lazyfs.options import format_size, parse_duration, parse_size
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import format_size, parse_duration, parse_size
 
 _HELP = ("-h", "--help", "--help-all")
 _EPILOG = """\
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _HELP):
         arguments = ["list", *arguments]
     given = _parser().parse_args(arguments)
-    found = caches.all_caches(cache_directory(given.cache_dir or configured.cache_dir()))
+    found = maintenance.all_caches(cache_directory(given.cache_dir or configured.cache_dir()))
     command: Callable[[argparse.Namespace, list[Cache]], int] = given.command
     with printing():
         return command(given, found)
@@ -105,12 +105,12 @@ def _row(cache: Cache) -> tuple[str, str, str, str, str]:
 
 
 def _verify(given: argparse.Namespace, found: list[Cache]) -> int:
-    picked = caches.chosen(found, given.caches) if given.caches else found
+    picked = maintenance.chosen(found, given.caches) if given.caches else found
     verdicts = []
     for cache in picked:
         with progress() as bar:
             bar.expect(cache.cached)
-            verdicts.append(caches.verify(cache, bar.advance))
+            verdicts.append(maintenance.verify(cache, bar.advance))
         if not given.json:
             print(_told(verdicts[-1]), flush=True)
     if given.json:
@@ -130,7 +130,7 @@ def _told(verdict: Verdict) -> str:
 
 
 def _prune(given: argparse.Namespace, found: list[Cache]) -> int:
-    going = caches.to_prune(found, given.unused, given.to, time.time())
+    going = maintenance.to_prune(found, given.unused, given.to, time.time())
     return _remove(given, going)
 
 
@@ -139,12 +139,12 @@ def _rm(given: argparse.Namespace, found: list[Cache]) -> int:
         raise UsageError("which caches?", "name them, or give --all")
     if given.all:
         return _remove(given, [cache for cache in found if cache.entry.holder is None])
-    return _remove(given, caches.chosen(found, given.caches))
+    return _remove(given, maintenance.chosen(found, given.caches))
 
 
 def _remove(given: argparse.Namespace, going: list[Cache]) -> int:
     for cache in going:
-        caches.remove(cache)
+        maintenance.remove(cache)
         if not given.json:
             print(f"removed {cache.name} ({format_size(cache.entry.allocated)})")
     if given.json:

@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from lazyfs.cli.common import (
-    add_image,
-    add_source_options,
-    hide_secrets,
-    log_to_terminal,
-    stack_options,
-)
+from lazyfs.cli.common import hide_secrets, log_to_terminal, stack_options
 from lazyfs.cli.configured import parse
+from lazyfs.cli.declared import add_image, add_source_options
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.isofile import Content
+from lazyfs.formats.filecontent import Content
 
 if TYPE_CHECKING:
-    from lazyfs.access import OpenImage
+    from lazyfs.images.access import OpenImage
 
 _EXAMPLE = """\
 example:
@@ -35,8 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     # Only here: help must not wait for these imports.
     import trio
 
-    from lazyfs.access import with_image
-    from lazyfs.catalogs import naming, tree_with
+    from lazyfs.images.access import with_image
+    from lazyfs.images.catalogs import naming, tree_with
 
     async def write(image: "OpenImage") -> None:
         with naming(image.name):

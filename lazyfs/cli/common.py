@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lazyfs.cli.configured import Given
-from lazyfs.cli.parser import Parser, Rare
-from lazyfs.cli.servers import add_server_options, http_options
-from lazyfs.cli.words import absolute, as_type
-from lazyfs.errors import UsageError
-from lazyfs.options import (
+from lazyfs.cli.servers import http_options
+from lazyfs.cli.words import absolute
+from lazyfs.core import address
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import (
     AUTO,
     CACHE_ENDINGS,
     EACH_REQUEST,
@@ -27,16 +27,10 @@ from lazyfs.options import (
     PreloadOptions,
     ReadAheadLimit,
     StackOptions,
-    parse_block_size,
-    parse_cache_size,
-    parse_rate,
-    parse_readahead,
-    parse_size,
 )
-from lazyfs.sources import urls
 
 if TYPE_CHECKING:
-    from lazyfs.iso.tree import Tree
+    from lazyfs.formats.tree import Tree
 
 T = TypeVar("T")
 
@@ -49,67 +43,9 @@ def hide_secrets(words: Sequence[str]) -> None:
     """
     from setproctitle import setproctitle
 
-    setproctitle(" ".join(["lazyfs", *(urls.shown(word) for word in words)]))
+    setproctitle(" ".join(["lazyfs", *(address.shown(word) for word in words)]))
     with contextlib.suppress(OSError):  # a kernel that writes no core dumps has no such file
         Path("/proc/self/coredump_filter").write_text("0")
-
-
-def add_options(parser: Parser) -> None:
-    """What can be said of how images are fetched, cached and logged while they are mounted."""
-    add = parser.add_argument
-    add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
-    add("--system", action="store_true", help=Rare("a root filesystem will stand on it"))
-    add_cache_options(parser)
-    add = parser.add_argument_group("fetching").add_argument
-    add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
-        help=Rare("how far, in time (default: 4s) or as a size; 0 for none"))  # fmt: skip
-    add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
-    add("--rate", metavar="RATE", type=as_type(parse_rate),
-        help=Rare("with --fill: at most so fast, like 10M/s"))  # fmt: skip
-    add("--preload", metavar="GLOB", action="append", default=[],
-        help=Rare("fetch these files of an ISO first (may be repeated)"))  # fmt: skip
-    add("--profile", metavar="FILE", help="fetch first what an earlier run used, by its profile")
-    add("--profile-any", action="store_true",
-        help=Rare("use the profile also if it is of another version of the image"))  # fmt: skip
-    add("--record", metavar="FILE", help=Rare("write down what is used, as a profile"))
-    add_server_options(parser)
-    add = parser.add_argument_group("logging").add_argument
-    add("-v", "--verbose", action="count", default=0, help="log more; -vv: each request")
-    add("-q", "--quiet", action="store_true", help=Rare("log errors only"))
-    add("--log-file", metavar="FILE", help=Rare("log there, not to syslog"))
-    add("--log-format", choices=("text", "json"), default="text",
-        help=Rare("lines for people, or JSON (default: text)"))  # fmt: skip
-
-
-def add_image(parser: Parser) -> None:
-    """The image that a command looks into."""
-    parser.add_argument(
-        "image", metavar="IMAGE", help="a URL, or a file: on a mount of lazyfs, too"
-    )
-
-
-def add_source_options(parser: Parser) -> None:
-    """What can be said of how an image is read that is not mounted."""
-    add_cache_options(parser)
-    add_server_options(parser)
-
-
-def add_cache_options(parser: Parser) -> None:
-    add = parser.add_argument_group("cache").add_argument
-    add("--cache-dir", metavar="DIR", help="where caches are kept (default: the user's own)")
-    add("--bitmap", metavar="FILE",
-        help=Rare("with --cache: the cache of one image in two named files"))  # fmt: skip
-    add("--cache", metavar="FILE",
-        help=Rare("with --bitmap: the file that holds the image's data"))  # fmt: skip
-    add("--no-cache", action="store_true", help=Rare("keep nothing on disk, and little in memory"))
-    add("--cache-size", metavar="SIZE", type=as_type(parse_cache_size),
-        help="what all caches in DIR may take together, like 10G")  # fmt: skip
-    add("--min-free", metavar="SIZE", type=as_type(parse_size),
-        help=Rare("leave so much of the cache's disk free (default: 0)"))  # fmt: skip
-    add("--on-change", choices=[choice.value for choice in OnChange], default="refetch",
-        help=Rare("when another version of the image is cached (default: refetch)"))  # fmt: skip
-    add("--block-size", metavar="SIZE", type=as_type(parse_block_size),
-        help=Rare("of a new cache: 4K to 1M (default: 32K; 8K with --profile)"))  # fmt: skip
 
 
 def mount_options(
@@ -147,8 +83,8 @@ def stack_options(given: Given, where: str) -> StackOptions:
     """
     images: tuple[ImageOptions, ...] = ()
     if "://" in where:
-        urls.parse(where)
-        images = (_at_its_host(ImageOptions(where, urls.file_name(where)), given),)
+        address.parse(where)
+        images = (_at_its_host(ImageOptions(where, address.file_name(where)), given),)
     return StackOptions(
         images=images,
         cache=_cache(given, 1),
@@ -160,7 +96,7 @@ def stack_options(given: Given, where: str) -> StackOptions:
 
 def _at_its_host(image: ImageOptions, given: Given) -> ImageOptions:
     """The image, with what is configured for its host."""
-    host = urls.parse(image.url).hostname or ""
+    host = address.parse(image.url).hostname or ""
     return replace(image, http=http_options(given.at(host)))
 
 
@@ -180,14 +116,14 @@ def images_at(
     """
     for url in wanted:
         if "://" not in url:
-            raise UsageError(f"{urls.shown(url)!r} is not a URL", cure)
-        urls.parse(url)
+            raise UsageError(f"{address.shown(url)!r} is not a URL", cure)
+        address.parse(url)
     if len(names) > len(wanted):
         raise UsageError("there are more names than URLs", "give --name at most once for each URL")
     for url in wanted:
         if wanted.count(url) > 1:
-            raise UsageError(f"{urls.shown(url)} is given twice", "once is enough")
-    named = [*map(_file_name, names), *map(urls.file_name, wanted[len(names) :])]
+            raise UsageError(f"{address.shown(url)} is given twice", "once is enough")
+    named = [*map(_file_name, names), *map(address.file_name, wanted[len(names) :])]
     for name in named:
         if named.count(name) > 1:
             raise UsageError(f"two images would be called {name}", "give a --name for each URL")
@@ -270,15 +206,15 @@ def _log(given: argparse.Namespace) -> LogOptions:
 
 def log_to_terminal() -> None:
     """Warnings of a command that runs in the foreground go to stderr."""
-    from lazyfs import logs
+    from lazyfs.daemon import logs
 
     logs.use(logs.terminal(LogOptions(logging.WARNING)), logging.WARNING)
 
 
 def tree_in(where: str, options: StackOptions) -> "Tree":
     """The tree of the ISO image at ``where``. Raises LazyfsError."""
-    from lazyfs.access import OpenImage, with_image
-    from lazyfs.catalogs import naming, tree_of
+    from lazyfs.images.access import OpenImage, with_image
+    from lazyfs.images.catalogs import naming, tree_of
 
     async def tree(image: OpenImage) -> "Tree":
         with naming(image.name):

@@ -7,9 +7,10 @@ A line of the answer is a word, a tab, and what it means; or, for what a shell k
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
-from lazyfs.cli import COMMANDS, helptext, mount, parser_of
-from lazyfs.cli.parser import Parser
-from lazyfs.texts import printable
+from lazyfs.cli import helptext, mount
+from lazyfs.cli.commandtable import COMMANDS
+from lazyfs.cli.parser import Parser, parser_of
+from lazyfs.core.texts import printable
 
 Row = tuple[str, str]  # a word, and what it means
 
@@ -107,13 +108,13 @@ class _Line:
 
 
 def _daemons() -> Iterator[Row]:
-    from lazyfs.control import running
+    from lazyfs.daemon.client import running
 
     return ((daemon.where, ", ".join(daemon.images)) for daemon in running())
 
 
 def _caches() -> Iterator[Row]:
-    from lazyfs.caches import all_caches
+    from lazyfs.cache.maintenance import all_caches
     from lazyfs.cli.common import cache_directory
 
     return ((cache.name, cache.url) for cache in all_caches(cache_directory(None)))

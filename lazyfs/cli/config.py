@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lazyfs import config
+from lazyfs.cli import configfile
+from lazyfs.cli.configfile import Settings
 from lazyfs.cli.configured import check
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import for_stdout
-from lazyfs.config import Settings
-from lazyfs.sources import urls
+from lazyfs.core import address
 
 _EXAMPLE = """\
 example of /etc/lazyfs.conf, or ~/.config/lazyfs/config for one user:
@@ -24,8 +24,8 @@ example of /etc/lazyfs.conf, or ~/.config/lazyfs/config for one user:
 
 def main(arguments: Sequence[str]) -> int:
     _parser().parse_args(arguments)
-    files = config.files()
-    found = config.load(files)
+    files = configfile.files()
+    found = configfile.load(files)
     check(found)
     with printing():
         for file in files:
@@ -60,7 +60,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "header":
         value = [_without_value(field) for field in value]
     if name == "proxy":
-        value = urls.shown(value)
+        value = address.shown(value)
     return json.dumps(value, ensure_ascii=False)  # which is TOML, too, for what options can be
 
 

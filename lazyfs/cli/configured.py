@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lazyfs import config
+from lazyfs.cli import configfile
+from lazyfs.cli.configfile import Config, Setting, Settings
 from lazyfs.cli.parser import Parser, listed, suggestion
-from lazyfs.config import Config, Setting, Settings
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
 
 # What is for one run, or for one image, and so in no file.
 _ONCE = frozenset({"bitmap", "cache", "foreground", "profile", "profile-any", "record", "system"})
@@ -38,7 +38,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Given:
     actions = [action for action in parser.named() if action.dest != argparse.SUPPRESS]
     start = {action.dest: None if _is_counted(action) else _UNSAID for action in actions}
     said = parser.parse_intermixed_args(arguments, Given(**start))
-    found = config.load(config.files())
+    found = configfile.load(configfile.files())
     check(found)
 
     def filled(settings: Settings) -> Given:
@@ -58,7 +58,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Given:
 
 def cache_dir() -> str | None:
     """Where the configuration says that caches are. Raises UsageError."""
-    found = config.load(config.files())
+    found = configfile.load(configfile.files())
     check(found)
     setting = found.general.get("cache-dir")
     return None if setting is None else _value(settable()[0]["cache-dir"], setting)
@@ -79,7 +79,7 @@ def check(found: Config) -> None:
 
 def settable() -> tuple[dict[str, argparse.Action], dict[str, argparse.Action]]:
     """The options that may stand in a file, by their names; and those that may for a host alone."""
-    from lazyfs.cli.common import add_options
+    from lazyfs.cli.declared import add_options
     from lazyfs.cli.servers import add_server_options
 
     general, by_host = Parser("", ""), Parser("", "")

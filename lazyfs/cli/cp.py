@@ -4,20 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lazyfs.cli.common import (
-    add_image,
-    add_source_options,
-    hide_secrets,
-    log_to_terminal,
-    stack_options,
-)
+from lazyfs.cli.common import hide_secrets, log_to_terminal, stack_options
 from lazyfs.cli.configured import parse
+from lazyfs.cli.declared import add_image, add_source_options
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import progress
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from lazyfs.access import OpenImage
+    from lazyfs.images.access import OpenImage
 
 _EXAMPLE = """\
 example:
@@ -34,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
 
     # Only here: help must not wait for these imports.
-    from lazyfs.access import with_image
-    from lazyfs.catalogs import naming, tree_of, tree_with
-    from lazyfs.extraction import Copier, CopyOptions
+    from lazyfs.images.access import with_image
+    from lazyfs.images.catalogs import naming, tree_of, tree_with
+    from lazyfs.images.extraction import Copier, CopyOptions
 
     async def copy(image: "OpenImage") -> int:
         *paths, destination = given.paths

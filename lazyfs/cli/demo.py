@@ -5,14 +5,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lazyfs.cli.parser import Parser
-from lazyfs.errors import LazyfsError
-from lazyfs.options import format_size
+from lazyfs.core.errors import LazyfsError
+from lazyfs.core.options import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lazyfs.demo.tour import Outcome
+    from lazyfs.cli.tour.tour import Outcome
 
 _ABOUT = """\
 Show what lazyfs does, with no network at all: make an ISO with a squashfs in
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     # Only here: --help must not wait for these imports.
     from rich.console import Console
 
-    from lazyfs.demo import tour
+    from lazyfs.cli.tour import tour
 
     tour.check_requirements()
     try:
@@ -56,7 +56,7 @@ def _parser() -> Parser:
 
 
 def _tell(console: "Console") -> None:
-    from lazyfs.demo import tour
+    from lazyfs.cli.tour import tour
 
     console.print(_TITLE, style="bold")
     console.print()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lazyfs.cli.parser import Parser
-from lazyfs.detach import detach
+from lazyfs.daemon.detach import detach
 
 _EXAMPLE = """\
 example:

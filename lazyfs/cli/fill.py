@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import images_of, parser
 from lazyfs.cli.terminal import progress
-from lazyfs.control import Daemon, daemon_at
-from lazyfs.errors import ControlError
-from lazyfs.texts import printable
+from lazyfs.core.errors import ControlError
+from lazyfs.core.texts import printable
+from lazyfs.daemon.client import Daemon, daemon_at
 
 _LOOK = 0.5  # seconds between two looks
 

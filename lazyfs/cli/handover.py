@@ -6,7 +6,7 @@ from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
 from lazyfs.cli.terminal import for_stdout
-from lazyfs.control import daemon_at
+from lazyfs.daemon.client import daemon_at
 
 
 def main(arguments: Sequence[str]) -> int:

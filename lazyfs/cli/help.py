@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from lazyfs import cli
+from lazyfs.cli.commandtable import COMMANDS
+from lazyfs.cli.main import run
 from lazyfs.cli.parser import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    return cli.run([*arguments, "--help"])
+    return run([*arguments, "--help"])
 
 
 def _parser() -> Parser:
@@ -15,7 +16,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "command",
         nargs="*",
-        choices=list(cli.COMMANDS),
+        choices=list(COMMANDS),
         metavar="COMMAND",
         help="which (default: lazyfs itself)",
     )

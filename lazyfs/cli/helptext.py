@@ -1,11 +1,8 @@
 """How the help of a command is laid out: in short for one screen, or in full by groups."""
 
 import argparse
-import shutil
-import textwrap
 from collections.abc import Sequence
-
-from lazyfs.cli.parser import Parser, Rare
+from typing import Protocol
 
 _WIDEST = 80  # columns: longer lines are hard to read
 _NARROWEST = 50
@@ -14,7 +11,26 @@ _LONGEST_NAME = 26  # characters: what is longer has its help on the next line
 Row = tuple[str, str]  # what is typed, and what it means
 
 
-def in_short(parser: Parser) -> str:
+class Rare(str):
+    """The help of an option that only ``--help-all`` shows."""
+
+    __slots__ = ()
+
+
+class Described(Protocol):
+    """A parser, as far as its help shows it; see ``Parser``."""
+
+    prog: str
+    description: str | None
+    epilog: str | None
+    more: tuple[str, str]
+
+    def groups(self) -> list[tuple[str, list[argparse.Action]]]: ...
+    def positionals(self) -> list[argparse.Action]: ...
+    def format_usage(self) -> str: ...
+
+
+def in_short(parser: Described) -> str:
     """What most people need: as much as one screen takes."""
     options = [option for _, group in parser.groups() for option in group]
     shown = [o for o in options if not isinstance(o.help, Rare) and not _is_help(o)]
@@ -24,7 +40,7 @@ def in_short(parser: Parser) -> str:
     return _page(parser, [_table(rows, _column(rows)), parser.more[0]])
 
 
-def in_full(parser: Parser) -> str:
+def in_full(parser: Described) -> str:
     """Everything, under the titles of its groups."""
     groups = [(title, [row for o in group for row in _rows(o)]) for title, group in parser.groups()]
     column = _column([row for _, rows in groups for row in rows])
@@ -32,7 +48,7 @@ def in_full(parser: Parser) -> str:
     return _page(parser, [*tables, parser.more[1]])
 
 
-def usage(parser: Parser) -> str:
+def usage(parser: Described) -> str:
     """How a command is called: ``lazyfs map [OPTION]... WHERE``."""
     words = [parser.prog]
     if any(a.option_strings for _, rows in parser.groups() for a in rows if not _is_help(a)):
@@ -90,6 +106,9 @@ def _table(rows: Sequence[Row], column: int) -> str:
 
 
 def _lines(name: str, what: str, column: int) -> list[str]:
+    import shutil  # only here: most commands show no help
+    import textwrap
+
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
     lines = textwrap.wrap(what, width - column) or [""]
     lead = f"  {name}".ljust(column)
@@ -98,6 +117,6 @@ def _lines(name: str, what: str, column: int) -> list[str]:
     return [f"{lead}{lines[0]}".rstrip(), *(" " * column + line for line in lines[1:])]
 
 
-def _page(parser: Parser, tables: Sequence[str]) -> str:
+def _page(parser: Described, tables: Sequence[str]) -> str:
     parts = [parser.format_usage(), parser.description, *tables, parser.epilog]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

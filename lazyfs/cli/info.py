@@ -4,24 +4,19 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lazyfs.cli.common import (
-    add_image,
-    add_source_options,
-    hide_secrets,
-    log_to_terminal,
-    stack_options,
-)
+from lazyfs.cli.common import hide_secrets, log_to_terminal, stack_options
 from lazyfs.cli.configured import parse
+from lazyfs.cli.declared import add_image, add_source_options
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.errors import ImageError
+from lazyfs.core.errors import ImageError
+from lazyfs.core.options import format_size
+from lazyfs.core.texts import printable
 from lazyfs.formats import detect
-from lazyfs.iso.tree import Kind, Tree
-from lazyfs.options import format_size
-from lazyfs.texts import printable
+from lazyfs.formats.tree import Kind, Tree
 
 if TYPE_CHECKING:
-    from lazyfs.access import OpenImage
+    from lazyfs.images.access import OpenImage
 
 _EXAMPLE = """\
 example:
@@ -34,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     hide_secrets(["info", given.image])
     log_to_terminal()
     # Only here: help must not wait for these imports.
-    from lazyfs.access import with_image
+    from lazyfs.images.access import with_image
 
     found = with_image(given.image, stack_options(given, given.image), _look)
     with printing():
@@ -58,7 +53,7 @@ def _parser() -> Parser:
 
 
 async def _look(image: "OpenImage") -> dict[str, Any]:
-    from lazyfs.catalogs import tree_of
+    from lazyfs.images.catalogs import tree_of
 
     device = image.device
     identity = device.identity

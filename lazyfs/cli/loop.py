@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from lazyfs.cli import report
-from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
+from lazyfs.cli.common import hide_secrets, mount_options, named_images
 from lazyfs.cli.configured import parse
-from lazyfs.cli.parser import Parser, Rare
-from lazyfs.errors import UsageError
+from lazyfs.cli.declared import add_options
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.output import report
+from lazyfs.cli.parser import Parser
+from lazyfs.core.errors import UsageError
 
 _USAGE = "lazyfs loop [OPTION]... URL MOUNTPOINT"
 _EXAMPLE = """\
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("--repair must know what was mounted", "leave out --no-cache")
     options = mount_options(given, named_images(given.where, []), ())
     hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
-    from lazyfs.loopmount import LoopOptions, loop_mount
+    from lazyfs.daemon.loopmount import LoopOptions, loop_mount
 
     filesystem_options = tuple(word for words in given.o for word in words.split(",") if word)
     loop = LoopOptions(filesystem_options, given.type, given.repair)

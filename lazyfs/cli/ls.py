@@ -6,19 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from lazyfs.cli.common import (
-    add_image,
-    add_source_options,
-    hide_secrets,
-    log_to_terminal,
-    stack_options,
-    tree_in,
-)
+from lazyfs.cli.common import hide_secrets, log_to_terminal, stack_options, tree_in
 from lazyfs.cli.configured import parse
+from lazyfs.cli.declared import add_image, add_source_options
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import accept_any_name, for_stdout, long_row
-from lazyfs.iso.tree import Kind, Node, Tree
+from lazyfs.formats.tree import Kind, Node, Tree
 
 _EXAMPLE = """\
 example:

@@ -13,10 +13,10 @@ from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
 from lazyfs.cli.terminal import is_utf8
-from lazyfs.control import daemon_at
-from lazyfs.errors import OutputError
-from lazyfs.options import format_size
-from lazyfs.texts import printable
+from lazyfs.core.errors import OutputError
+from lazyfs.core.options import format_size
+from lazyfs.core.texts import printable
+from lazyfs.daemon.client import daemon_at
 
 _ROWS = 12  # on a terminal; full ones, or the end of the last would look like a part not here
 _DRAWN = 1024  # cells of a drawing

@@ -8,10 +8,10 @@ from pathlib import Path
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import as_type
-from lazyfs.control import daemon_at, running
-from lazyfs.errors import OutputError, UsageError
-from lazyfs.options import parse_duration
-from lazyfs.wholefiles import write_whole
+from lazyfs.core.errors import OutputError, UsageError
+from lazyfs.core.options import parse_duration
+from lazyfs.daemon.client import daemon_at, running
+from lazyfs.system.atomicfile import write_whole
 
 _EXAMPLE = """\
 example:
@@ -47,7 +47,7 @@ def _parser() -> Parser:
 
 
 def _text(where: str | None) -> str:
-    from lazyfs.metrics import as_text
+    from lazyfs.daemon.metrics import as_text
 
     return as_text([daemon_at(where)] if where else running())
 

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lazyfs import __version__
-from lazyfs.cli import COMMANDS, GROUPS, configured, report
-from lazyfs.cli.common import add_options, hide_secrets, mount_options, named_images
-from lazyfs.cli.parser import Parser, Rare, suggestion
-from lazyfs.errors import UsageError
-from lazyfs.options import MountOptions
+from lazyfs.cli import configured
+from lazyfs.cli.commandtable import COMMANDS, GROUPS
+from lazyfs.cli.common import hide_secrets, mount_options, named_images
+from lazyfs.cli.declared import add_options
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.output import report
+from lazyfs.cli.parser import Parser, suggestion
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import MountOptions
 
 # What mount(8) and fuse(8) know, and fusermount3 or the kernel takes as it is.
 _PASSED_ON = frozenset(
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
     # Only here: --help and --version must not wait for these imports.
-    from lazyfs.mount import mount
+    from lazyfs.daemon.mount import mount
 
     return mount(options, report)
 

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 
-from lazyfs.errors import OutputError
+from lazyfs.core.errors import LazyfsError, OutputError
+from lazyfs.core.texts import printable
 
 
 @contextlib.contextmanager
@@ -26,3 +27,9 @@ def give_up_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def report(error: LazyfsError) -> int:
+    """Tell the user of an error, in one line on stderr; returns the exit code it means."""
+    print(f"lazyfs: {printable(str(error))}", file=sys.stderr)
+    return error.exit_code

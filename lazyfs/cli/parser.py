@@ -5,20 +5,17 @@ Help is of two lengths. ``--help`` has the options that most people need; those 
 """
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from lazyfs.cli import helptext
+from lazyfs.cli.helptext import Rare
 from lazyfs.cli.output import printing
-from lazyfs.errors import UsageError
-from lazyfs.sources import urls
-
-
-class Rare(str):
-    """The help of an option that only ``--help-all`` shows."""
-
-    __slots__ = ()
+from lazyfs.core import address
+from lazyfs.core.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,13 +87,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def format_usage(self) -> str:
-        from lazyfs.cli import helptext
-
         return f"usage: {self.usage or helptext.usage(self)}\n"
 
     def format_help(self) -> str:
-        from lazyfs.cli import helptext
-
         return helptext.in_full(self) if self.in_full else helptext.in_short(self)
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -111,7 +104,7 @@ class Parser(argparse.ArgumentParser):
             said, _, cure = message.partition("; ")  # an option's type may have a cure of its own
             raise UsageError(said, cure or f"see {self.prog} --help")
         if not unknown[1].startswith("-"):
-            shown = f"unrecognized arguments: {urls.shown(unknown[1])}"
+            shown = f"unrecognized arguments: {address.shown(unknown[1])}"
             raise UsageError(shown, f"see {self.prog} --help")
         raise self._unknown(unknown[1])
 
@@ -134,9 +127,15 @@ class Parser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             of = action.option_strings[-1] if action.option_strings else self.prog
             raise UsageError(
-                f"{of} knows no {urls.shown(value)!r}",
+                f"{of} knows no {address.shown(value)!r}",
                 suggestion(value, known) or f"it knows {listed(known)}",
             )
+
+
+def parser_of(command: str) -> Parser:
+    """What a command knows of its options and arguments."""
+    parser: Parser = importlib.import_module(f"lazyfs.cli.{command}")._parser()
+    return parser
 
 
 class _HelpAll(argparse.Action):

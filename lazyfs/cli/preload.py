@@ -6,9 +6,9 @@ from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
 from lazyfs.cli.words import absolute
-from lazyfs.control import daemon_at
-from lazyfs.errors import UsageError
-from lazyfs.options import AUTO, format_size
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import AUTO, format_size
+from lazyfs.daemon.client import daemon_at
 
 
 def main(arguments: Sequence[str]) -> int:

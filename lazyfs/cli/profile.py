@@ -8,13 +8,13 @@ from pathlib import Path
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import absolute
-from lazyfs.control import daemon_at
-from lazyfs.errors import OutputError
-from lazyfs.options import format_size
+from lazyfs.core.errors import OutputError
+from lazyfs.core.options import format_size
+from lazyfs.core.texts import printable
+from lazyfs.daemon.client import daemon_at
 from lazyfs.prefetch import profile
 from lazyfs.prefetch.files import load
 from lazyfs.prefetch.profile import Profile
-from lazyfs.texts import printable
 
 _Command = Callable[[argparse.Namespace], None]
 _EXAMPLE = """\

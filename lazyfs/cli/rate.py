@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
 from lazyfs.cli.words import as_type
-from lazyfs.control import daemon_at
-from lazyfs.options import parse_rate
+from lazyfs.core.options import parse_rate
+from lazyfs.daemon.client import daemon_at
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,12 +4,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lazyfs.cli import report
-from lazyfs.cli.common import add_options, daemon_options, hide_secrets, images_at
+from lazyfs.cli.common import daemon_options, hide_secrets, images_at
 from lazyfs.cli.configured import parse
-from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.declared import add_options
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.output import report
+from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import absolute, as_type
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import TlsOptions
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -27,8 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     _check(given)
     options = daemon_options(given, images_at(given.where, given.name))
     hide_secrets(["serve", *(image.url for image in options.images)])
-    from lazyfs.frontends.nbdtls import TlsOptions
-    from lazyfs.serve import ServeOptions, serve
+    from lazyfs.daemon.serve import ServeOptions, serve
 
     tls = TlsOptions(given.tls_certificates, given.tls_verify_peer, given.tls_psk)
     return serve(

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from lazyfs import __version__
-from lazyfs.cli.parser import Parser, Rare
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import absolute, as_type
-from lazyfs.errors import UsageError
-from lazyfs.headers import parse_header, parse_value
-from lazyfs.options import HttpOptions, parse_duration
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import HttpOptions, parse_duration
+from lazyfs.sources.headers import parse_header, parse_value
 
 USER_AGENT = f"lazyfs/{__version__}"
 

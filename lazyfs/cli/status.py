@@ -9,8 +9,8 @@ from typing import Any
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.terminal import for_stdout
-from lazyfs.control import Daemon, daemon_at, running
-from lazyfs.options import format_size
+from lazyfs.core.options import format_size
+from lazyfs.daemon.client import Daemon, daemon_at, running
 
 _EXAMPLE = """\
 example:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lazyfs.cli.parser import Parser
-from lazyfs.control import Daemon, daemon_at
+from lazyfs.daemon.client import Daemon, daemon_at
 
 
 def parser(name: str, what: str, example: str) -> Parser:

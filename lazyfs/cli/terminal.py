@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from lazyfs.iso.tree import Kind, Node
-from lazyfs.texts import printable
+from lazyfs.core.texts import printable
+from lazyfs.formats.tree import Kind, Node
 
 
 def for_stdout(text: str) -> str:

@@ -17,9 +17,9 @@ from lazyfs.cli.status import summary
 from lazyfs.cli.steer import parser
 from lazyfs.cli.terminal import is_utf8
 from lazyfs.cli.words import as_type
-from lazyfs.control import Daemon, daemon_at
-from lazyfs.options import format_size, parse_duration
-from lazyfs.texts import printable
+from lazyfs.core.options import format_size, parse_duration
+from lazyfs.core.texts import printable
+from lazyfs.daemon.client import Daemon, daemon_at
 
 _EVERY = 1.0  # seconds
 _SHORTEST = 0.1  # seconds

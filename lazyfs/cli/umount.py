@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lazyfs.cli.fill import wait_complete
 from lazyfs.cli.parser import Parser
-from lazyfs.control import daemon_at
-from lazyfs.errors import ControlError
-from lazyfs.unmount import unmount
+from lazyfs.core.errors import ControlError
+from lazyfs.daemon.client import daemon_at
+from lazyfs.daemon.unmount import unmount
 
 _EXAMPLE = """\
 example:

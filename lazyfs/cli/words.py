@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ there, so over a network it pays to have them at once.
 
 import struct
 
-from lazyfs.errors import ImageError
-from lazyfs.ranges import Span
+from lazyfs.core.errors import ImageError
+from lazyfs.core.ranges import Span
 
 SUPERBLOCK = 96  # bytes
 _NAME_ONE = "name a squashfs, or leave out squashfs:"

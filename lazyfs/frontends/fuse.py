@@ -29,8 +29,8 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from lazyfs.errors import LazyfsError, MountError
-from lazyfs.mounts import mount_on
+from lazyfs.core.errors import LazyfsError, MountError
+from lazyfs.system.mountinfo import mount_on
 
 log = logging.getLogger(__name__)
 

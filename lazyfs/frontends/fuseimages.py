@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 
 import pyfuse3
 
-from lazyfs.device import Device
+from lazyfs.core.device import Device
 from lazyfs.frontends.fuse import ReadOnlyFilesystem, answering, filesystem_statistics
-from lazyfs.mounts import CACHE_ATTRIBUTE, IDENTITY_ATTRIBUTE
+from lazyfs.system.mountinfo import CACHE_ATTRIBUTE, IDENTITY_ATTRIBUTE
 
 _SECTOR = 512  # bytes; the unit of st_blocks
 

@@ -19,7 +19,7 @@ import pyfuse3
 
 from lazyfs.frontends.fuse import ReadOnlyFilesystem, answering, filesystem_statistics
 from lazyfs.frontends.fuseimages import ImageFile, image_xattrs
-from lazyfs.mounts import IMAGE_IN_A_TREE
+from lazyfs.system.mountinfo import IMAGE_IN_A_TREE
 
 _SECTOR = 512  # bytes; the unit of st_blocks
 _NEVER = 1e9  # seconds: nothing changes

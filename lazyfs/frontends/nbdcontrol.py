@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lazyfs import programs
-from lazyfs.errors import DeviceError, ProgramFailed
+from lazyfs.core.errors import DeviceError, ProgramFailed
 from lazyfs.protocols import nbdnetlink
 from lazyfs.protocols.nbdnetlink import Command, Family, Message, Setup
+from lazyfs.system import programs
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lazyfs.errors import DeviceError
+from lazyfs.core.errors import DeviceError
 from lazyfs.frontends.nbdcontrol import (
     Control,
     NoNetlink,

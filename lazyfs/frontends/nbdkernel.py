@@ -22,8 +22,8 @@ from hashlib import sha256
 
 import trio
 
-from lazyfs.device import Device, Identity
-from lazyfs.errors import DeviceError, LazyfsError
+from lazyfs.core.device import Device, Identity
+from lazyfs.core.errors import DeviceError, LazyfsError
 from lazyfs.frontends.nbdcontrol import (
     SECTOR,
     Control,

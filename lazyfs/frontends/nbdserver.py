@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import trio
 
-from lazyfs.device import Device, Priority
-from lazyfs.errors import LazyfsError
+from lazyfs.core.device import Device, Priority
+from lazyfs.core.errors import LazyfsError
 from lazyfs.protocols import nbd, nbdserver
 from lazyfs.protocols.nbd import Command, Error, Extent, ProtocolError, Request, Style
 from lazyfs.protocols.nbdserver import ExportInfo, Handshake, RequestReader, Session

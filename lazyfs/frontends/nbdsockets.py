@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from lazyfs.errors import ServeError, UsageError
+from lazyfs.core.errors import ServeError, UsageError
 
 _FIRST_PASSED = 3  # file descriptor; sd_listen_fds(3)
 _PASSED = "see ListenStream= of the .socket unit"

@@ -2,26 +2,13 @@
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import TlsOptions
 
 CIPHERS = "ECDHE-PSK:DHE-PSK:PSK:!eNULL:!kRSAPSK"  # for keys
 _HINT = "lazyfs"
-
-
-@dataclass(frozen=True)
-class TlsOptions:
-    """``certificates``: a directory with the certificates, named as nbdkit and qemu name them.
-
-    ``verify_peer``: whether clients need one too. ``keys``: instead of all that, a file with lines
-    ``NAME:KEY``, keys in hexadecimal, as psktool(1) writes them.
-    """
-
-    certificates: Path | None = None
-    verify_peer: bool = False
-    keys: Path | None = None
 
 
 def tls_context(options: TlsOptions) -> ssl.SSLContext:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 
 class Covered:

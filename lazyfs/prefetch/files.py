@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lazyfs.errors import ProfileError
+from lazyfs.core.errors import ProfileError
 from lazyfs.prefetch.profile import LARGEST, Profile, parse
 
 

@@ -1,11 +1,11 @@
 """A Device that watches reads and sends hints down for those that will follow."""
 
-from lazyfs.device import Device, Priority
-from lazyfs.options import ReadAheadLimit
+from lazyfs.core.device import Device, Priority
+from lazyfs.core.options import ReadAheadLimit
+from lazyfs.core.ranges import clamp
+from lazyfs.core.view import DeviceView
 from lazyfs.prefetch.covered import Covered
 from lazyfs.prefetch.readahead import ReadAhead
-from lazyfs.ranges import clamp
-from lazyfs.view import DeviceView
 
 
 class Prefetcher(DeviceView):

@@ -7,8 +7,8 @@ what lies close together becomes one range.
 
 from collections.abc import Iterable, Iterator
 
+from lazyfs.core.ranges import Span, merged
 from lazyfs.prefetch.profile import Use
-from lazyfs.ranges import Span, merged
 
 MOMENT = 0.25  # seconds
 CLOSE = 16 << 10  # bytes between two ranges that cost less than a request of their own

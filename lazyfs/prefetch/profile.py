@@ -24,10 +24,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lazyfs.device import Identity
-from lazyfs.errors import ProfileError
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import ProfileError
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.covered import Covered
-from lazyfs.ranges import Span
 
 _TITLE = "lazyfs profile 1"
 _LINE = re.compile(r"(\d{1,9}\.\d{1,6}) (\d{1,19}) (\d{1,19})", re.ASCII)

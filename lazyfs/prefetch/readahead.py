@@ -11,7 +11,7 @@ what it leaves out costs less to fetch than another round trip, that much is fet
 How far ahead may be read is a property of the link, so streams that take turns share it.
 """
 
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 FIRST_WINDOW = 128 << 10  # bytes
 SLACK = 1 << 20  # the kernel's largest read: how far out of order a read may come

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.device import Device
-from lazyfs.errors import ProfileError
+from lazyfs.core.device import Device
+from lazyfs.core.errors import ProfileError
+from lazyfs.core.ranges import clamp
+from lazyfs.core.view import DeviceView
 from lazyfs.prefetch.profile import Profile, Recording, as_text
-from lazyfs.ranges import clamp
-from lazyfs.view import DeviceView
-from lazyfs.wholefiles import write_whole
+from lazyfs.system.atomicfile import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lazyfs.errors import ControlError
+from lazyfs.core.errors import ControlError
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a line

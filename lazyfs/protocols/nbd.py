@@ -17,7 +17,7 @@ from enum import Enum, IntEnum
 from struct import Struct
 from typing import NamedTuple, TypeVar
 
-from lazyfs.errors import LazyfsError
+from lazyfs.core.errors import LazyfsError
 
 PORT = 10809  # of TCP, by IANA
 

@@ -8,7 +8,7 @@ import ssl
 
 import trio
 
-from lazyfs.errors import InternalError
+from lazyfs.core.errors import InternalError
 from lazyfs.protocols.nbd import Dialogue, ProtocolError, Receive, ReceiveSome, Send, Step, T
 
 _RECEIVE = 256 << 10  # bytes asked of the stream at a time

@@ -22,11 +22,11 @@ from typing import Protocol
 
 import trio
 
-from lazyfs.errors import BadAnswer, LazyfsError, Unreachable
+from lazyfs.core.address import Origin
+from lazyfs.core.errors import BadAnswer, LazyfsError, Unreachable
 from lazyfs.sources import http1
 from lazyfs.sources.failures import reason, untrusted
-from lazyfs.sources.pace import Pace
-from lazyfs.sources.urls import Origin
+from lazyfs.sources.stall import Pace
 
 _RECEIVE = 256 << 10  # bytes asked of the socket at a time
 _MOST_INTERIM = 16  # 1xx answers before the answer proper

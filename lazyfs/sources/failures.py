@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 
-from lazyfs.errors import UntrustedServer
+from lazyfs.core.errors import UntrustedServer
 
 # How OpenSSL says, in one version or another, that what came was no TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.device import Identity, Link, Priority, Statistics
-from lazyfs.errors import ImageError
-from lazyfs.ranges import clamp
+from lazyfs.core.device import Identity, Link, Priority, Statistics
+from lazyfs.core.errors import ImageError
+from lazyfs.core.ranges import clamp
 from lazyfs.sources.link import Link as LocalLink
 
 

@@ -31,16 +31,17 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
-from lazyfs.device import Identity, Priority
-from lazyfs.errors import BadAnswer, InternalError, LazyfsError, Unreachable, UsageError
-from lazyfs.options import HttpOptions
-from lazyfs.sources import http1, httprange, urls
+from lazyfs.core import address
+from lazyfs.core.device import Identity, Priority
+from lazyfs.core.errors import BadAnswer, InternalError, LazyfsError, Unreachable, UsageError
+from lazyfs.core.options import HttpOptions
+from lazyfs.sources import http1, httprange
 from lazyfs.sources.direct import Connection, DirectAnswer, DirectOrigin
 from lazyfs.sources.failures import reason, untrusted
-from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
 from lazyfs.sources.logins import Logins
-from lazyfs.sources.pace import Pace
+from lazyfs.sources.slots import HostLane, Lanes
+from lazyfs.sources.stall import Pace
 from lazyfs.sources.tls import client_context
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class HttpClient:
         self._renewed = -math.inf  # when
         self._tls: ssl.SSLContext | None = None
         self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}
-        self._origins: dict[urls.Origin, DirectOrigin] = {}
+        self._origins: dict[address.Origin, DirectOrigin] = {}
         self._lanes: dict[str, Lanes] = {}
         self._links: dict[str, Link] = {}
 
@@ -106,7 +107,7 @@ class HttpClient:
         """GET through the complete client. Raises a SourceError."""
         patience = self._options.stall
         timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
-        host, proxy = urls.origin(url).host, self._proxy(url)
+        host, proxy = address.origin(url).host, self._proxy(url)
         try:
             request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -119,13 +120,15 @@ class HttpClient:
         except trio.TooSlowError as error:
             raise Unreachable(f"{host} never comes to its answer") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _translated(error, f"the proxy {urls.shown(proxy)}" if proxy else host) from error
+            raise _translated(
+                error, f"the proxy {address.shown(proxy)}" if proxy else host
+            ) from error
         except httpx.TransportError as error:
             raise _translated(error, host) from error
 
     def direct(self, url: str) -> DirectOrigin | None:
         """The direct way to the server of ``url``; None if only the careful one leads there."""
-        origin = urls.origin(url)
+        origin = address.origin(url)
         if self._proxy(url) is not None or not origin.host.isascii():
             return None
         if origin not in self._origins:
@@ -161,7 +164,9 @@ class HttpClient:
 
     def may_follow(self, here: str, target: str) -> bool:
         """Whether a redirect may be followed: never from https down to http, unless told."""
-        downgrade = urls.origin(here).scheme == "https" and urls.origin(target).scheme == "http"
+        downgrade = (
+            address.origin(here).scheme == "https" and address.origin(target).scheme == "http"
+        )
         return self._options.insecure_redirects or not downgrade
 
     async def close_idle(self) -> None:
@@ -189,7 +194,7 @@ class HttpClient:
             max_connections=None, max_keepalive_connections=None, keepalive_expiry=55.0
         )
         unusable = UsageError(
-            f"the proxy {urls.shown(proxy or '')} cannot be used", "give http://HOST:PORT"
+            f"the proxy {address.shown(proxy or '')} cannot be used", "give http://HOST:PORT"
         )
         try:
             if proxy is None or httpx.URL(proxy).host:
@@ -278,8 +283,8 @@ class _Place:
 
     @classmethod
     def at(cls, url: str, client: HttpClient) -> "_Place":
-        host, authority = urls.origin(url).host, urlsplit(url).netloc
-        return cls(url, host, authority, urls.on_the_wire(url), client.direct(url))
+        host, authority = address.origin(url).host, urlsplit(url).netloc
+        return cls(url, host, authority, address.on_the_wire(url), client.direct(url))
 
 
 _Ask = Callable[[Fields], Awaitable[Answer | None]]
@@ -295,14 +300,14 @@ class HttpSource:
 
         ``first``: bytes to ask for when it is opened. They save who needs them a round trip.
         """
-        urls.parse(url)
+        address.parse(url)
         self._client = client
         self._first = first
         self.opening = b""  # the image's first bytes, as they came when it was opened
         self._home = url
-        self._name = urls.shown(url)
+        self._name = address.shown(url)
         self._identity = identity
-        self._place = _Place.at(urls.bare(url), client)
+        self._place = _Place.at(address.bare(url), client)
 
     @property
     def identity(self) -> Identity:
@@ -406,7 +411,7 @@ class HttpSource:
         answer = await self._find_place(wanted, ask)
         if answer.status in httprange.REFUSED and await self._client.was_refused():
             await answer.aclose()
-            answer = await self._follow(urls.bare(self._home), wanted)
+            answer = await self._follow(address.bare(self._home), wanted)
         return answer
 
     async def _find_place(self, wanted: Fields, ask: _Ask) -> Answer:
@@ -414,7 +419,7 @@ class HttpSource:
 
         ``ask`` comes first; where it cannot tell, the careful way does.
         """
-        home = urls.bare(self._home)
+        home = address.bare(self._home)
         redirected = self._place.url != home
         try:
             answer = await ask(wanted) or await self._follow(self._place.url, wanted)
@@ -500,7 +505,7 @@ class HttpSource:
                     f"{self._name}: the server redirects from https to http",
                     "use --insecure-redirects if you trust the network",
                 )
-            url = urls.bare(target)
+            url = address.bare(target)
         raise BadAnswer(f"{self._name}: more than {MAX_REDIRECTS} redirects", "check the URL")
 
 

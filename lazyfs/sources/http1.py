@@ -12,7 +12,7 @@ The rules are RFC 9112's, read strictly: what is not well-formed is an error, ne
 import re
 from dataclasses import dataclass
 
-from lazyfs.errors import BadAnswer
+from lazyfs.core.errors import BadAnswer
 
 MAX_HEAD = 64 * 1024  # bytes; servers limit what they accept to much less
 

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin
 
-from lazyfs.device import Identity
-from lazyfs.errors import (
+from lazyfs.core import address
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
     ImageChanged,
@@ -30,7 +31,6 @@ from lazyfs.errors import (
     SourceError,
     UsageError,
 )
-from lazyfs.sources import urls
 
 Headers = Mapping[str, str]  # names in lower case
 
@@ -137,7 +137,7 @@ def redirect_target(image: str, url: str, status: int, headers: Headers) -> str 
     try:
         # urljoin takes "https:///x" for relative; by RFC 3986 it is absolute, and without a host.
         target = location if _ABSOLUTE.match(location) else urljoin(url, location)
-        urls.parse(target)
+        address.parse(target)
     except (ValueError, UsageError) as error:
         raise BadAnswer(
             f"{image}: the server redirects to something that is no HTTP URL"

@@ -11,10 +11,10 @@ import subprocess
 from base64 import b64encode
 from pathlib import Path
 
-from lazyfs.errors import UsageError
-from lazyfs.headers import Field, parse_headers
-from lazyfs.options import HttpOptions
-from lazyfs.sources import urls
+from lazyfs.core import address
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import HttpOptions
+from lazyfs.sources.headers import Field, parse_headers
 
 PATIENCE = 60.0  # seconds that the program may take
 _LARGEST = 64 << 10  # bytes of such a file; servers take less
@@ -48,21 +48,21 @@ class Logins:
 
     def fields(self, url: str, home: str) -> list[Field]:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
-        there = urls.origin(url)
-        at_home = urls.origin(home).may_share(there)
+        there = address.origin(url)
+        at_home = address.origin(home).may_share(there)
         fields = [*self._fields] if at_home else []
         named = {name.lower() for name, _ in fields}
         if "user-agent" not in named:
             fields.insert(0, ("User-Agent", self._options.user_agent))
         if "authorization" in named:
             return fields
-        login = (urls.login(home) if at_home else None) or self._netrc_login(there, at_home)
+        login = (address.login(home) if at_home else None) or self._netrc_login(there, at_home)
         if login:
             token = b64encode(":".join(login).encode()).decode()
             fields.append(("Authorization", f"Basic {token}"))
         return fields
 
-    def _netrc_login(self, there: urls.Origin, at_home: bool) -> tuple[str, str] | None:
+    def _netrc_login(self, there: address.Origin, at_home: bool) -> tuple[str, str] | None:
         """A login from ~/.netrc. Where a redirect led, only one for that very host by its name."""
         if self._netrc is None:
             return None

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import trio
 
-from lazyfs.device import Identity, Priority
-from lazyfs.errors import BadAnswer, ImageChanged, InternalError, LazyfsError
-from lazyfs.options import HttpOptions
+from lazyfs.core.device import Identity, Priority
+from lazyfs.core.errors import BadAnswer, ImageChanged, InternalError, LazyfsError
+from lazyfs.core.options import HttpOptions
 from lazyfs.protocols import nbd
 from lazyfs.protocols.nbd import Command
 from lazyfs.protocols.nbdclient import Opened, PendingRead, PendingStatus
-from lazyfs.sources.lanes import HostLane, Lanes
 from lazyfs.sources.link import Link
 from lazyfs.sources.nbdconnection import Connection, Place, connect, failure
+from lazyfs.sources.slots import HostLane, Lanes
 from lazyfs.sources.tls import client_context
 from lazyfs.sources.zeros import ZeroMap
 

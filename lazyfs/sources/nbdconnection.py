@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import trio
 
-from lazyfs.errors import (
+from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
     LazyfsError,
@@ -29,7 +29,7 @@ from lazyfs.protocols.nbd import Command, Error, ProtocolError, Reply, Request
 from lazyfs.protocols.nbdclient import Failed, Handshake, Pending, Refused, ReplyReader
 from lazyfs.protocols.wire import EndOfStream, Wire, converse, take_step
 from lazyfs.sources.failures import reason, untrusted
-from lazyfs.sources.pace import Pace
+from lazyfs.sources.stall import Pace
 
 _GOODBYE = 0.5  # seconds that a server may take to hear it
 _USAGE = "write it like nbd://host/export or nbd+unix:///export?socket=PATH"

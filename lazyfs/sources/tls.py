@@ -2,8 +2,8 @@
 
 import ssl
 
-from lazyfs.errors import UsageError
-from lazyfs.options import HttpOptions
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import HttpOptions
 
 
 def client_context(options: HttpOptions) -> ssl.SSLContext:

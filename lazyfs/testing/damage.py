@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 CELL = 512  # bytes whose hits are drawn together
 _STUCK, _RAYS, _FAILS, _WAITS = range(4)  # keeps what is drawn for one purpose from another's

@@ -2,11 +2,11 @@
 
 import trio
 
-from lazyfs.device import Device
-from lazyfs.errors import SourceError, Unreachable
-from lazyfs.ranges import clamp
+from lazyfs.core.device import Device
+from lazyfs.core.errors import SourceError, Unreachable
+from lazyfs.core.ranges import clamp
+from lazyfs.core.view import DeviceView
 from lazyfs.testing.damage import Faults
-from lazyfs.view import DeviceView
 
 
 class EvilDevice(DeviceView):

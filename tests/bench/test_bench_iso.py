@@ -8,7 +8,7 @@ import pytest
 from bench import iso, system
 from bench.server import Request, parse, timeline
 from bench.work import check_look, look
-from lazyfs.iso.catalog import read_tree
+from lazyfs.formats.iso.catalog import read_tree
 
 SQUASHFS_LENGTH = 5000
 

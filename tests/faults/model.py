@@ -8,9 +8,9 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.device import Device, Identity, Priority, Statistics
-from lazyfs.errors import CacheError, LazyfsError
-from lazyfs.options import (
+from lazyfs.core.device import Device, Identity, Priority, Statistics
+from lazyfs.core.errors import CacheError, LazyfsError
+from lazyfs.core.options import (
     CacheOptions,
     HttpOptions,
     ImageOptions,
@@ -18,7 +18,7 @@ from lazyfs.options import (
     MountOptions,
     ReadAheadLimit,
 )
-from lazyfs.stack import open_stack
+from lazyfs.images.open import open_stack
 
 from .figures import Figures
 

@@ -30,10 +30,10 @@ from trio.testing import MockClock
 
 from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.device import Device
-from lazyfs.errors import LazyfsError
-from lazyfs.options import CacheOptions, MountOptions
-from lazyfs.ranges import Span, blocks_of
+from lazyfs.core.device import Device
+from lazyfs.core.errors import LazyfsError
+from lazyfs.core.options import CacheOptions, MountOptions
+from lazyfs.core.ranges import Span, blocks_of
 
 from .figures import Figures
 from .model import NAME, Announce, Reader, running_stack, stack_options

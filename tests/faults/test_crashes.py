@@ -18,7 +18,7 @@ from real.mounts import Lab, Mounted
 from real.servers import Nginx
 from real.test_fill import statistics
 
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 from .direct import LONGEST, DirectReader, Original
 from .figures import Figures

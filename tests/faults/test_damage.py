@@ -15,8 +15,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.errors import CacheError, LazyfsError
-from lazyfs.options import CacheOptions, MountOptions
+from lazyfs.core.errors import CacheError, LazyfsError
+from lazyfs.core.options import CacheOptions, MountOptions
 from lazyfs.testing.damage import Faults
 from lazyfs.testing.evil import EvilDevice
 

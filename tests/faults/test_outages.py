@@ -22,8 +22,8 @@ from real.mounts import COMMAND_LIMIT, Lab, Mounted, ReadFailed, read
 from real.servers import HTTP_DATE, MTIME, Certificates, Request
 from real.waiting import eventually
 
-from lazyfs.options import CacheOptions, ImageOptions, StackOptions
-from lazyfs.stack import open_stack
+from lazyfs.core.options import CacheOptions, ImageOptions, StackOptions
+from lazyfs.images.open import open_stack
 
 from .server import (
     CloseBeforeAnswer,

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 
 from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.files import File, Opener
-from lazyfs.cache.places import CacheLock, CachePaths
-from lazyfs.device import Identity
-from lazyfs.ranges import Span, bytes_of
+from lazyfs.cache.layout import CacheLock, CachePaths
+from lazyfs.core.device import Identity
+from lazyfs.core.ranges import Span, bytes_of
 
 from .figures import Figures
 

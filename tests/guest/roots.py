@@ -44,7 +44,7 @@ def install_lazyfs(root: Path) -> None:
     shutil.copytree(_ROOT / "lazyfs", packages / "lazyfs")
     command = root / "usr/local/bin/lazyfs"
     command.write_text(
-        "#!/usr/bin/python3\nfrom lazyfs.cli import main\nraise SystemExit(main())\n"
+        "#!/usr/bin/python3\nfrom lazyfs.cli.main import main\nraise SystemExit(main())\n"
     )
     command.chmod(0o755)
 

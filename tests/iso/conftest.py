@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from real.images import cache_directory
 
-from lazyfs.iso.catalog import ROCK_RIDGE
+from lazyfs.formats.iso.catalog import ROCK_RIDGE
 
 from .flavours import FLAVOURS, IsoImages, make, plant, plant_posix
 

@@ -5,7 +5,7 @@ import random
 import struct
 from collections.abc import Callable
 
-from lazyfs.iso.volume import SECTOR
+from lazyfs.formats.iso.volume import SECTOR
 
 # Values that programs trip over.
 _EDGES = (0, 1, 2, 33, 34, 127, 128, 255, 256, 2047, 2048, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)

@@ -8,7 +8,7 @@ from pathlib import Path
 from real.images import Images
 from real.mounts import environment, need_tool, run_well
 
-from lazyfs.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF
+from lazyfs.formats.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF
 
 _LIMIT = 300.0  # seconds for making an image
 _ZONE = "Asia/Kolkata"  # half an hour off, so that a lost or doubled time zone shows

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Mapping
 
-from lazyfs.iso.volume import SECTOR
+from lazyfs.formats.iso.volume import SECTOR
 
 ROOT = 18  # the block of the root directory
 NOON = bytes((100, 6, 15, 12, 0, 0, 0))  # 2000-06-15 12:00, in UTC

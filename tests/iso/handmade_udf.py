@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Mapping
 
-from lazyfs.iso.udf import BLOCK
+from lazyfs.formats.iso.udf import BLOCK
 
 from .damage import sealed
 

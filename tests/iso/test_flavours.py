@@ -8,9 +8,9 @@ import pycdlib
 import pytest
 from real.mounts import run_well
 
-from lazyfs.errors import ImageError
-from lazyfs.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog
-from lazyfs.iso.tree import Kind, Tree
+from lazyfs.core.errors import ImageError
+from lazyfs.formats.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog
+from lazyfs.formats.tree import Kind, Tree
 
 from . import views
 from .conftest import Made

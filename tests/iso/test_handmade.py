@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from lazyfs.errors import ImageError
-from lazyfs.iso import reader, rockridge, walk9660
-from lazyfs.iso.builder import MAX_DEPTH, MAX_NODES
-from lazyfs.iso.catalog import PLAIN, ROCK_RIDGE, read_tree
-from lazyfs.iso.tree import Extent, Kind, Tree
-from lazyfs.iso.volume import SECTOR
+from lazyfs.core.errors import ImageError
+from lazyfs.formats.iso import reader, rockridge, walk9660
+from lazyfs.formats.iso.catalog import PLAIN, ROCK_RIDGE, read_tree
+from lazyfs.formats.iso.volume import SECTOR
+from lazyfs.formats.tree import Extent, Kind, Tree
+from lazyfs.formats.treebuilder import MAX_DEPTH, MAX_NODES
 
 from .handmade import (
     ASSOCIATED,
@@ -235,7 +235,7 @@ def test_a_tree_that_is_too_deep_is_an_error() -> None:
 
 
 def test_a_tree_of_too_many_entries_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyfs.iso.builder.MAX_NODES", 10)
+    monkeypatch.setattr("lazyfs.formats.treebuilder.MAX_NODES", 10)
     many = [record(b"A%02d.;1" % number) for number in range(11)]
     assert len(paths(plain(*many[:10]))) == 10
     with pytest.raises(ImageError, match="more than 10 entries"):
@@ -244,7 +244,7 @@ def test_a_tree_of_too_many_entries_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_files_in_too_many_pieces_together_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyfs.iso.builder.MAX_EXTENTS", 6)
+    monkeypatch.setattr("lazyfs.formats.treebuilder.MAX_EXTENTS", 6)
     first = [record(b"A.;1", 30 + 2 * n, 1, flags=CONTINUED) for n in range(3)]
     second = [record(b"B.;1", 30 + 2 * n, 1, flags=CONTINUED) for n in range(3)]
     whole = [*first, record(b"A.;1"), *second[:3], record(b"B.;1")]

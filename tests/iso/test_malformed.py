@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import pytest
 from real.images import PACKAGED, Images, cache_directory
 
-from lazyfs.errors import ImageError
-from lazyfs.iso.builder import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TARGET
-from lazyfs.iso.catalog import read_tree
-from lazyfs.iso.saved import dump, load
-from lazyfs.iso.tree import HOLE, Kind, Node, Tree
+from lazyfs.core.errors import ImageError
+from lazyfs.formats.iso.catalog import read_tree
+from lazyfs.formats.savedtree import dump, load
+from lazyfs.formats.tree import HOLE, Kind, Node, Tree
+from lazyfs.formats.treebuilder import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_TARGET
 
 from .conftest import Made
 from .damage import Sound

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.iso import reader
-from lazyfs.iso.catalog import ROCK_RIDGE, Catalog
-from lazyfs.iso.reader import BATCH, MAX_SPAN, Reader, batches, chunks
-from lazyfs.iso.volume import SECTOR
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
+from lazyfs.formats.iso import reader
+from lazyfs.formats.iso.catalog import ROCK_RIDGE, Catalog
+from lazyfs.formats.iso.reader import BATCH, MAX_SPAN, Reader, batches, chunks
+from lazyfs.formats.iso.volume import SECTOR
 
 from .flavours import IsoImages
 from .handmade import DIRECTORY, ROOT, image, record

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import ImageError
-from lazyfs.iso import saved
-from lazyfs.iso.builder import MAX_DEPTH, Builder
-from lazyfs.iso.saved import dump, load
-from lazyfs.iso.tree import BootImage, Extent, Kind, Node, Tree, Volume
+from lazyfs.core.errors import ImageError
+from lazyfs.formats import savedtree
+from lazyfs.formats.savedtree import dump, load
+from lazyfs.formats.tree import BootImage, Extent, Kind, Node, Tree, Volume
+from lazyfs.formats.treebuilder import MAX_DEPTH, Builder
 
 text = st.binary(max_size=12).map(lambda data: data.decode("utf-8", "surrogateescape"))
 number = st.integers(0, 0xFFFFFFFF)
@@ -89,11 +89,11 @@ def test_a_changed_byte_is_noticed(place: int, change: int) -> None:
 def forged(content: object) -> bytes:
     """What somebody could write who knows the format."""
     packed = zlib.compress(json.dumps(content).encode())
-    return saved._FORMAT + hashlib.blake2b(packed, digest_size=16).digest() + packed
+    return savedtree._FORMAT + hashlib.blake2b(packed, digest_size=16).digest() + packed
 
 
 def content_of(tree: Tree) -> Any:
-    return json.loads(zlib.decompress(dump(tree)[len(saved._FORMAT) + 16 :]))
+    return json.loads(zlib.decompress(dump(tree)[len(savedtree._FORMAT) + 16 :]))
 
 
 def test_the_format_is_known_to_these_tests() -> None:
@@ -176,11 +176,11 @@ def test_a_name_that_no_filesystem_can_have_is_refused() -> None:
 def test_nested_and_inflated_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def packed(data: bytes) -> bytes:
         body = zlib.compress(data)
-        return saved._FORMAT + hashlib.blake2b(body, digest_size=16).digest() + body
+        return savedtree._FORMAT + hashlib.blake2b(body, digest_size=16).digest() + body
 
     with pytest.raises(ImageError, match="makes no sense"):
         load(packed(b"[" * 1_000_000))
-    monkeypatch.setattr(saved, "_MAX_JSON", 1000)
+    monkeypatch.setattr(savedtree, "_MAX_JSON", 1000)
     with pytest.raises(ImageError, match="too large"):
         load(packed(b" " * 1001))
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import ImageError
-from lazyfs.iso.builder import MAX_TARGET, MAX_TARGETS, Builder, coalesced
-from lazyfs.iso.tree import HOLE, MAX_LINKS, Extent, Kind, Node, Tree, Volume
-from lazyfs.ranges import Span
+from lazyfs.core.errors import ImageError
+from lazyfs.core.ranges import Span
+from lazyfs.formats.tree import HOLE, MAX_LINKS, Extent, Kind, Node, Tree, Volume
+from lazyfs.formats.treebuilder import MAX_TARGET, MAX_TARGETS, Builder, coalesced
 
 SIZE = 1 << 20
 

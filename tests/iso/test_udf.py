@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from lazyfs.errors import ImageError
-from lazyfs.iso import udf
-from lazyfs.iso.catalog import UDF, read_tree
-from lazyfs.iso.tree import Extent, Kind, Tree
-from lazyfs.iso.udf import BLOCK
+from lazyfs.core.errors import ImageError
+from lazyfs.formats.iso import udf
+from lazyfs.formats.iso.catalog import UDF, read_tree
+from lazyfs.formats.iso.udf import BLOCK
+from lazyfs.formats.tree import Extent, Kind, Tree
 
 from . import handmade_udf
 from .handmade_udf import (

@@ -8,11 +8,11 @@ import pytest
 from real.images import PACKAGED, Images, cache_directory
 from real.mounts import run_well
 
-from lazyfs.errors import ImageError
-from lazyfs.iso import volume
-from lazyfs.iso.catalog import ROCK_RIDGE, read_tree
-from lazyfs.iso.tree import BootImage, Kind, Tree
-from lazyfs.iso.volume import SECTOR
+from lazyfs.core.errors import ImageError
+from lazyfs.formats.iso import volume
+from lazyfs.formats.iso.catalog import ROCK_RIDGE, read_tree
+from lazyfs.formats.iso.volume import SECTOR
+from lazyfs.formats.tree import BootImage, Kind, Tree
 
 from . import views
 from .flavours import extract, make

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from lazyfs.iso.tree import HOLE, Kind, Node, Tree
+from lazyfs.formats.tree import HOLE, Kind, Node, Tree
 
 _KINDS = {
     stat.S_IFREG: Kind.FILE,

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.plan import Fetch, Plan, Waiter
-from lazyfs.device import Priority
-from lazyfs.options import ReadAheadLimit
+from lazyfs.core.device import Priority
+from lazyfs.core.options import ReadAheadLimit
+from lazyfs.core.ranges import Span, blocks_of
 from lazyfs.prefetch.readahead import ReadAhead
-from lazyfs.ranges import Span, blocks_of
 
 BLOCK = 32 << 10  # bytes
 SMALLEST_FETCH = 1 << 20  # bytes in one request, as the block cache cuts them

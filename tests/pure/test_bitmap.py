@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes, page_without
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 BLOCKS_PER_PAGE = 32768
 

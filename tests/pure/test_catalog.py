@@ -7,10 +7,10 @@ from typing import Any
 import pycdlib
 import pytest
 
-from lazyfs.errors import LazyfsError
-from lazyfs.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog
-from lazyfs.iso.tree import Extent
-from lazyfs.iso.writer import write_iso
+from lazyfs.cli.tour.writer import write_iso
+from lazyfs.core.errors import LazyfsError
+from lazyfs.formats.iso.catalog import JOLIET, PLAIN, ROCK_RIDGE, UDF, Catalog
+from lazyfs.formats.tree import Extent
 
 FILES = {
     "README.txt": b"read me\n",
@@ -192,7 +192,7 @@ def test_extents_with_a_gap_between_them_are_no_single_one() -> None:
 def test_an_image_beyond_all_bounds_is_left_to_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
 ) -> None:
-    monkeypatch.setattr(f"lazyfs.iso.builder.{limit}", 2)
+    monkeypatch.setattr(f"lazyfs.formats.treebuilder.{limit}", 2)
     with pytest.raises(LazyfsError) as caught:
         Catalog(io.BytesIO(image_of(tmp_path)))
     assert str(caught.value) == f"{said}; let the kernel read it: lazyfs loop, or mount -o loop"

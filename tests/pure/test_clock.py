@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lazyfs.cache import clock
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.clock import Clock
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 COUNT = 3 * clock.WINDOW + 5
 BLOCKS = st.integers(0, COUNT - 1)

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
-from lazyfs import caches, control
-from lazyfs.cli import COMMANDS, complete, main, mount
+from lazyfs.cache import maintenance
+from lazyfs.cli import complete, mount
+from lazyfs.cli.commandtable import COMMANDS
 from lazyfs.cli.complete import DIRECTORY, FILE, rows
-from lazyfs.control import Daemon
+from lazyfs.cli.main import main
+from lazyfs.daemon import client
+from lazyfs.daemon.client import Daemon
 
 
 def words(line: str) -> list[str]:
@@ -84,7 +87,7 @@ RUNNING = [
 def test_what_runs_is_offered_where_it_is_asked_for(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "running", lambda: RUNNING)
+    monkeypatch.setattr(client, "running", lambda: RUNNING)
     assert rows(line.split(" ")) == [("/mnt/img", "a.iso"), ("/dev/nbd0", "a.iso")]
     assert words(f"{line}/dev") == ["/dev/nbd0"]
 
@@ -103,7 +106,7 @@ def test_caches_are_offered_where_they_are_asked_for(
         return [Cached]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(caches, "all_caches", all_caches)
+    monkeypatch.setattr(maintenance, "all_caches", all_caches)
     assert rows(line.split(" ")) == [("debian.iso-1", "https://h/debian.iso")]
     assert asked == [tmp_path / "lazyfs"]
 
@@ -118,7 +121,7 @@ def test_names_from_elsewhere_stay_on_their_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = Daemon(Path("/s"), {"where": "/mnt/a\nb\tc", "images": [{"name": "\x1b[2J"}]})
-    monkeypatch.setattr(control, "running", lambda: [odd])
+    monkeypatch.setattr(client, "running", lambda: [odd])
     assert complete.main(["status", ""]) == 0
     assert capsys.readouterr().out == "/mnt/a?b?c\t?[2J\n"
 

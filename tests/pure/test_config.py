@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazyfs import config
 from lazyfs.cli import config as command
-from lazyfs.cli import main
+from lazyfs.cli import configfile
 from lazyfs.cli.configured import settable
 from lazyfs.cli.ls import _parser as ls_parser
+from lazyfs.cli.main import main
 from lazyfs.cli.mount import parse
-from lazyfs.errors import UsageError
-from lazyfs.options import EACH_REQUEST, MountOptions
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import EACH_REQUEST, MountOptions
 
 URL = "https://images.example/a.iso"
 OTHER = "https://other.example/b.iso"
@@ -26,8 +26,8 @@ SECRET = "hunter2-hunter2"
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Puts a text into the user's file; the system's is empty."""
-    monkeypatch.delenv(config.INSTEAD, raising=False)
-    monkeypatch.setattr(config, "SYSTEM", tmp_path / "system")
+    monkeypatch.delenv(configfile.INSTEAD, raising=False)
+    monkeypatch.setattr(configfile, "SYSTEM", tmp_path / "system")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "lazyfs").mkdir()
 
@@ -67,7 +67,7 @@ def test_the_users_file_goes_before_the_systems(
     (tmp_path / "system").write_text('timeout = 7\nconnections = 9\n[host."a"]\nnetrc = true')
     write("timeout = 8")
     assert (mount().timeout, mount().images[0].http.connections) == (8.0, 9)
-    assert config.load(config.files()).hosts["a"]["netrc"].file == tmp_path / "system"
+    assert configfile.load(configfile.files()).hosts["a"]["netrc"].file == tmp_path / "system"
 
 
 def test_a_host_has_a_section_of_its_own(write: Callable[[str], Path]) -> None:
@@ -154,11 +154,11 @@ def test_another_file_can_be_named(
 ) -> None:
     write("timeout = 7")
     (tmp_path / "else").write_text("connections = 9")
-    monkeypatch.setenv(config.INSTEAD, str(tmp_path / "else"))
+    monkeypatch.setenv(configfile.INSTEAD, str(tmp_path / "else"))
     assert (mount().timeout, mount().images[0].http.connections) == (60.0, 9)
-    monkeypatch.setenv(config.INSTEAD, "")
+    monkeypatch.setenv(configfile.INSTEAD, "")
     assert (mount().timeout, mount().images[0].http.connections) == (60.0, 4)
-    monkeypatch.setenv(config.INSTEAD, str(tmp_path))
+    monkeypatch.setenv(configfile.INSTEAD, str(tmp_path))
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         mount()
 
@@ -181,7 +181,7 @@ def test_it_is_shown_together_without_secrets(
     )
     assert main(["config"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"# {config.SYSTEM} does not exist\n# {file}\n")
+    assert shown.startswith(f"# {configfile.SYSTEM} does not exist\n# {file}\n")
     assert 'header = ["A: ...", "@/etc/token"]\nproxy = "http://' in shown
     assert shown.endswith(f'\n[host."a"]\n# {file}\nnetrc = true\n')
     assert SECRET not in shown

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import ControlError
+from lazyfs.core.errors import ControlError
 from lazyfs.protocols import control
 
 VALUES = st.recursive(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.counts import Counts, Flow, Slowest
 from lazyfs.cache.state import cells_of
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 
 def test_a_steady_stream_shows_as_what_it_is() -> None:

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.covered import Covered
-from lazyfs.ranges import Span
 
 SPANS = st.tuples(st.integers(0, 300), st.integers(0, 60)).map(lambda t: Span(t[0], t[0] + t[1]))
 READS = st.lists(SPANS, max_size=40)

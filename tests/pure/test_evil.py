@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from lazyfs.device import Device, Identity, Priority, Statistics
-from lazyfs.errors import SourceError, Unreachable
-from lazyfs.ranges import Span
+from lazyfs.core.device import Device, Identity, Priority, Statistics
+from lazyfs.core.errors import SourceError, Unreachable
+from lazyfs.core.ranges import Span
 from lazyfs.testing.damage import CELL, Faults, hits
 from lazyfs.testing.evil import EvilDevice
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lazyfs.cache.counts import Counts
 from lazyfs.cache.fill import ALONE, BESIDE, CALM, SHORTEST, FillPolicy
-from lazyfs.ranges import Span
+from lazyfs.core.ranges import Span
 
 KIB, MIB = 1 << 10, 1 << 20
 FULL = 2 * MIB  # what a request may ask for at all

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import UsageError
-from lazyfs.headers import parse_header, parse_headers
+from lazyfs.core.errors import UsageError
+from lazyfs.sources.headers import parse_header, parse_headers
 
 SECRET = "hunter2 hunter2"
 

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.cli import COMMANDS, GROUPS, main, mount, parser_of
-from lazyfs.cli.parser import Parser, Rare, listed, suggestion
+from lazyfs.cli import mount
+from lazyfs.cli.commandtable import COMMANDS, GROUPS
+from lazyfs.cli.helptext import Rare
+from lazyfs.cli.main import main
+from lazyfs.cli.parser import Parser, listed, parser_of, suggestion
 
 SCREEN = 24  # lines of a terminal, all of them for the help
 FIRST_SCREEN = 40  # for that of lazyfs itself, which has the commands too
@@ -127,7 +130,8 @@ def test_no_help_waits_for_an_event_loop() -> None:
     """It has to come at once, and Tab asks for as much."""
     script = (
         "import sys\n"
-        "from lazyfs.cli import COMMANDS, parser_of\n"
+        "from lazyfs.cli.commandtable import COMMANDS\n"
+        "from lazyfs.cli.parser import parser_of\n"
         "texts = [parser_of(name).format_help() for name in COMMANDS]\n"
         "print(*{'trio', 'httpx', 'pyfuse3', 'pycdlib'} & set(sys.modules))\n"
     )

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import BadAnswer
-from lazyfs.sources import http1, urls
+from lazyfs.core import address
+from lazyfs.core.errors import BadAnswer
+from lazyfs.sources import http1
 from lazyfs.sources.http1 import MAX_HEAD, Head
 
 BODIES = [b"", b"x", b"\r\n", b"\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"\0\xff" * 1000]
@@ -105,7 +106,7 @@ def test_a_host_that_was_named_stands_in_for_the_urls_own(name: str) -> None:
     ],
 )
 def test_on_the_wire(url: str, target: str) -> None:
-    assert urls.on_the_wire(urls.bare(url)) == target
+    assert address.on_the_wire(address.bare(url)) == target
 
 
 PATHS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="?#%"))
@@ -115,12 +116,12 @@ PATHS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_character
 def test_any_target_can_stand_in_a_request_line_and_keeps_its_meaning(
     path: str, query: str
 ) -> None:
-    target = urls.on_the_wire(f"http://host/{path}?q{query}")
+    target = address.on_the_wire(f"http://host/{path}?q{query}")
     assert target.isascii()
     assert target.isprintable()
     assert " " not in target
     assert unquote(target) == f"/{path}?q{query}"
-    assert urls.on_the_wire(f"http://host{target}") == target
+    assert address.on_the_wire(f"http://host{target}") == target
 
 
 # Heads that are well-formed

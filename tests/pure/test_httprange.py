@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.device import Identity
-from lazyfs.errors import (
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
     ImageChanged,

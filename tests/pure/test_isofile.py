@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.device import Identity, Link, Priority, Statistics
-from lazyfs.iso.tree import HOLE, Extent
-from lazyfs.isofile import STEP, Content
+from lazyfs.core.device import Identity, Link, Priority, Statistics
+from lazyfs.formats.filecontent import STEP, Content
+from lazyfs.formats.tree import HOLE, Extent
 from lazyfs.sources.link import Link as NoLink
 
 IMAGE = bytes(n * 7 % 251 for n in range(2000))

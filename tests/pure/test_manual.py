@@ -12,8 +12,9 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from real.mounts import need_tool
 
-from lazyfs.cli import COMMANDS, helptext, mount, parser_of
-from lazyfs.cli.parser import Parser
+from lazyfs.cli import helptext, mount
+from lazyfs.cli.commandtable import COMMANDS
+from lazyfs.cli.parser import Parser, parser_of
 
 ROOT = Path(__file__).parents[2]
 MANUAL = ROOT / "docs/lazyfs.1.rst"

@@ -27,7 +27,7 @@ TROUBLESHOOTING = DOCS / "troubleshooting.rst"  # test_troubleshooting.py provok
 PASSED_ON = {
     "cli/configured.py": "the type of an option, which has its own cure",
     "cli/parser.py": "argparse",
-    "demo/mounts.py": "the command that the tour runs, which has its own cure",
+    "cli/tour/mounts.py": "the command that the tour runs, which has its own cure",
     "protocols/control.py": "the daemon that refuses, with its own cure",
     "protocols/nbdclient.py": "the class itself, of an option and what the server said",
     "sources/nbdconnection.py": "the codec of NBD",

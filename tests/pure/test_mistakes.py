@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from lazyfs import cli
-from lazyfs.errors import DeviceError, LazyfsError, MountError, UsageError
-from lazyfs.headers import parse_header
-from lazyfs.options import HttpOptions
+from lazyfs.core.address import origin, parse
+from lazyfs.core.errors import DeviceError, LazyfsError, MountError, UsageError
+from lazyfs.core.options import HttpOptions
+from lazyfs.sources.headers import parse_header
 from lazyfs.sources.nbdconnection import Place
 from lazyfs.sources.tls import client_context
-from lazyfs.sources.urls import origin, parse
 
 A, B = "https://host/a.iso", "https://host/b.iso"
 ABSENT = "No such file or directory"

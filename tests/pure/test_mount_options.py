@@ -8,7 +8,7 @@ import pytest
 
 from lazyfs.cli.mount import parse
 from lazyfs.cli.servers import USER_AGENT
-from lazyfs.errors import UsageError
+from lazyfs.core.errors import UsageError
 
 URL = "https://host/a.iso"
 SECRET = "Hunter2Hunter2"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import UsageError
-from lazyfs.options import format_size, parse_block_size, parse_duration, parse_size
+from lazyfs.core.errors import UsageError
+from lazyfs.core.options import format_size, parse_block_size, parse_duration, parse_size
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.sources.pace import SLOWEST, Pace
+from lazyfs.sources.stall import SLOWEST, Pace
 
 PATIENCE = 15.0
 ENOUGH = int(SLOWEST * PATIENCE)  # bytes

@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.cache.plan import Fetch, Plan, Waiter
-from lazyfs.device import Priority
-from lazyfs.ranges import Span
+from lazyfs.core.device import Priority
+from lazyfs.core.ranges import Span
 
 BLOCKS = 24
 MAX_FETCH = 5

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.preload import CLOSE, in_order_of_use
 from lazyfs.prefetch.profile import Use
-from lazyfs.ranges import Span
 
 SPANS = st.tuples(st.integers(0, 1 << 20), st.integers(1, 1 << 16)).map(
     lambda t: Span(t[0], t[0] + t[1])

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.device import Identity
-from lazyfs.errors import ProfileError
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import ProfileError
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.profile import Profile, Recording, Use, as_text, merge, parse
-from lazyfs.ranges import Span
 
 SIZE = 10_000
 IDENTITY = Identity(SIZE, '"v1"', "Mon, 06 Jan 2025 10:00:00 GMT")

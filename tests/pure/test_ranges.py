@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.ranges import Span, blocks_of, bytes_of, clamp, merged
+from lazyfs.core.ranges import Span, blocks_of, bytes_of, clamp, merged
 
 NUMBER = st.integers(0, 100)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.readahead import (
     FIRST_WINDOW,
     MAX_STREAMS,
@@ -15,7 +16,6 @@ from lazyfs.prefetch.readahead import (
     SLACK,
     ReadAhead,
 )
-from lazyfs.ranges import Span
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 READ = 128 * KIB

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import ImageError
+from lazyfs.core.errors import ImageError
+from lazyfs.core.ranges import Span
 from lazyfs.formats.squashfs import SUPERBLOCK, tables
-from lazyfs.ranges import Span
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import UsageError
-from lazyfs.sources import urls
+from lazyfs.core import address
+from lazyfs.core.errors import UsageError
 
 SECRET = "Hunter2Hunter2"
 WORD = st.text(string.ascii_letters + string.digits + "-._~%!$'()*+", min_size=1, max_size=12)
@@ -32,7 +32,7 @@ WORD = st.text(string.ascii_letters + string.digits + "-._~%!$'()*+", min_size=1
     ],
 )
 def test_shown(url: str, shown: str) -> None:
-    assert urls.shown(url) == shown
+    assert address.shown(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_shown(url: str, shown: str) -> None:
     ],
 )
 def test_secrets_are_neither_shown_nor_in_an_error(url: str) -> None:
-    said = urls.shown(url)
+    said = address.shown(url)
     try:
-        urls.parse(url)
+        address.parse(url)
     except UsageError as error:
         said += str(error)
     assert SECRET not in said
@@ -78,9 +78,9 @@ def test_login_and_query_values_are_never_shown(
     user: str, password: str, value: str, host: str, path: str
 ) -> None:
     url = f"https://S3{user}:S3{password}@{host}{path}?k=S3{value}&S3l=S3{value}#S3{value}"
-    assert urls.shown(url) == f"https://{host}{path}?k=...&S3l=..."
-    assert urls.login(url) is not None
-    assert "S3" not in urls.bare(url).partition("?")[0]
+    assert address.shown(url) == f"https://{host}{path}?k=...&S3l=..."
+    assert address.login(url) is not None
+    assert "S3" not in address.bare(url).partition("?")[0]
 
 
 @pytest.mark.parametrize(
@@ -117,23 +117,23 @@ def test_login_and_query_values_are_never_shown(
 )
 def test_what_is_no_url_is_refused_with_a_cure(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        urls.parse(url)
+        address.parse(url)
     assert caught.value.cure
 
 
 @given(st.text(max_size=60) | st.text(max_size=60).map("https://".__add__))
 def test_any_text_is_a_url_or_a_usage_error(text: str) -> None:
-    urls.shown(text)
+    address.shown(text)
     try:
-        urls.parse(text)
+        address.parse(text)
     except UsageError:
         return
-    assert urls.shown(text)
-    assert urls.origin(urls.bare(text)) == urls.origin(text)
-    assert urls.login(urls.bare(text)) is None
-    assert "#" not in urls.bare(text)
-    assert safe_name(urls.file_name(text))
-    assert safe_name(urls.cache_key(text))
+    assert address.shown(text)
+    assert address.origin(address.bare(text)) == address.origin(text)
+    assert address.login(address.bare(text)) is None
+    assert "#" not in address.bare(text)
+    assert safe_name(address.file_name(text))
+    assert safe_name(address.cache_key(text))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_any_text_is_a_url_or_a_usage_error(text: str) -> None:
     ],
 )
 def test_login(url: str, login: tuple[str, str] | None) -> None:
-    assert urls.login(url) == login
+    assert address.login(url) == login
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_login(url: str, login: tuple[str, str] | None) -> None:
     ],
 )
 def test_bare(url: str, bare: str) -> None:
-    assert urls.bare(url) == bare
+    assert address.bare(url) == bare
 
 
 # Origins
@@ -178,7 +178,7 @@ def test_bare(url: str, bare: str) -> None:
     ],
 )
 def test_origin(url: str, origin: tuple[str, str, int]) -> None:
-    assert urls.origin(url) == urls.Origin(*origin)
+    assert address.origin(url) == address.Origin(*origin)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_origin(url: str, origin: tuple[str, str, int]) -> None:
     ],
 )
 def test_where_credentials_may_go(here: str, there: str, may: bool) -> None:
-    assert urls.origin(here).may_share(urls.origin(there)) is may
+    assert address.origin(here).may_share(address.origin(there)) is may
 
 
 # Names
@@ -235,12 +235,12 @@ def safe_name(name: str) -> bool:
     ],
 )
 def test_file_name(url: str, name: str) -> None:
-    assert urls.file_name(url) == name
+    assert address.file_name(url) == name
 
 
 @given(st.lists(st.text(max_size=100).map(quote) | st.sampled_from(["/", "..", "%2F"]), max_size=5))
 def test_file_names_are_safe_whatever_the_path(parts: list[str]) -> None:
-    assert safe_name(urls.file_name("https://host/" + "".join(parts)))
+    assert safe_name(address.file_name("https://host/" + "".join(parts)))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_file_names_are_safe_whatever_the_path(parts: list[str]) -> None:
     ids=["long", "long in bytes"],
 )
 def test_a_host_makes_a_safe_name_too(url: str) -> None:
-    assert safe_name(urls.file_name(url))
+    assert safe_name(address.file_name(url))
 
 
 # Cache keys
@@ -257,7 +257,7 @@ def test_a_host_makes_a_safe_name_too(url: str) -> None:
 
 @pytest.mark.parametrize("letter", ["a", "\u00e9", "\u20ac", "\U0001f600"])
 def test_a_cache_key_is_a_file_name_however_long_the_url(letter: str) -> None:
-    assert safe_name(urls.cache_key("https://host/" + letter * 200))
+    assert safe_name(address.cache_key("https://host/" + letter * 200))
 
 
 @pytest.mark.parametrize(
@@ -276,10 +276,10 @@ def test_a_cache_key_is_a_file_name_however_long_the_url(letter: str) -> None:
     ],
 )
 def test_cache_keys_tell_images_apart(one: str, other: str, same: bool) -> None:
-    assert (urls.cache_key(one) == urls.cache_key(other)) is same
+    assert (address.cache_key(one) == address.cache_key(other)) is same
 
 
 def test_a_cache_key_holds_no_secret() -> None:
-    key = urls.cache_key(f"https://{SECRET}:{SECRET}@host/a.iso?sig={SECRET}")
+    key = address.cache_key(f"https://{SECRET}:{SECRET}@host/a.iso?sig={SECRET}")
     assert key.startswith("a.iso-")
     assert SECRET not in key

@@ -24,7 +24,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Directive, directives
 
-from lazyfs.frontends.loop import loops_below
+from lazyfs.system.loopdevice import loops_below
 
 from .mounts import LAZYFS, environment, need_tool, run, run_well
 from .waiting import eventually

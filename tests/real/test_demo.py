@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lazyfs.demo.server import Traffic, serve
-from lazyfs.frontends.loop import loops_below
+from lazyfs.cli.tour.server import Traffic, serve
+from lazyfs.system.loopdevice import loops_below
 
 from .mounts import COMMAND_LIMIT, environment, need_loop, need_tool
 from .waiting import eventually

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from docutils import nodes
 
-from lazyfs import metrics
-from lazyfs.cli import COMMANDS, parser_of
+from lazyfs.cli.commandtable import COMMANDS
+from lazyfs.cli.parser import parser_of
+from lazyfs.daemon import metrics
 
 from .blocks import (
     ROOT,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.handover import Exposed, Outcome, hand_over
+from lazyfs.daemon.handover import Exposed, Outcome, hand_over
 from lazyfs.sources.file import FileDevice
 
 from .images import MIB, Images, listing

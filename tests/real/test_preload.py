@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from iso.flavours import make
 
-from lazyfs.device import Identity
-from lazyfs.iso.catalog import Catalog, read_tree
+from lazyfs.core.device import Identity
+from lazyfs.core.ranges import Span
+from lazyfs.formats.iso.catalog import Catalog, read_tree
 from lazyfs.prefetch.profile import Profile, Use, as_text, parse
-from lazyfs.ranges import Span
 from lazyfs.sources.http import FIRST_BYTES
 
 from .images import MIB

@@ -13,7 +13,8 @@ from docutils import nodes
 from docutils.core import publish_doctree, publish_string
 from docutils.writers import html5_polyglot
 
-from lazyfs.cli import COMMANDS, mount
+from lazyfs.cli import mount
+from lazyfs.cli.commandtable import COMMANDS
 
 from .blocks import ROOT, STRICT, Block, Machine, blocks_of, plant_host, tree_of
 from .mounts import COMMAND_LIMIT, IS_ROOT, LAZYFS, environment, need_loop, need_tool, run

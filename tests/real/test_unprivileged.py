@@ -23,7 +23,7 @@ NOBODY = 65534
 
 _FUSE = Path("/dev/fuse")
 _FOR_TESTS_ONLY = ("mypy*", "ruff*", "pip*", "setuptools*", "hypothesis*", "_pytest", "pytest*")
-_PROBE = "import lazyfs.stack, lazyfs.frontends.fuse"
+_PROBE = "import lazyfs.images.open, lazyfs.frontends.fuse"
 
 
 class User:

@@ -11,11 +11,11 @@ import trio
 
 from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.disk import open_disk_store
+from lazyfs.cache.layout import CacheLock, CachePaths
 from lazyfs.cache.overflow import OverflowStore
-from lazyfs.cache.places import CacheLock, CachePaths
-from lazyfs.cache.room import Room
-from lazyfs.device import Identity, Lane, Priority, Statistics
-from lazyfs.sources.lanes import Lanes
+from lazyfs.cache.quota import Room
+from lazyfs.core.device import Identity, Lane, Priority, Statistics
+from lazyfs.sources.slots import Lanes
 
 
 def noise(size: int, seed: int = 0) -> bytes:

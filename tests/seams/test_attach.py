@@ -10,9 +10,9 @@ import pytest
 import trio
 from fakes import RecordingDevice, noise
 
-from lazyfs.cli import main
-from lazyfs.device import Identity
-from lazyfs.errors import DeviceError, Unreachable
+from lazyfs.cli.main import main
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import DeviceError, Unreachable
 from lazyfs.frontends.nbdcontrol import index_of, offered, was_taken
 from lazyfs.frontends.nbdkernel import KernelDevice, backend_id
 from lazyfs.protocols.nbd import COMPACT_REQUEST, REQUEST, SIMPLE_HEAD, SIMPLE_REPLY, Command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.background import Ready, run_daemon
+from lazyfs.daemon.daemonize import Ready, run_daemon
 
 
 def work(ready: Ready) -> int:

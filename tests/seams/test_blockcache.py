@@ -14,8 +14,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.cache.blockcache import LARGEST_FETCH, SMALLEST_FETCH, BlockCache
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.device import Priority, Statistics
-from lazyfs.errors import (
+from lazyfs.core.device import Priority, Statistics
+from lazyfs.core.errors import (
     InternalError,
     LazyfsError,
     NotFound,

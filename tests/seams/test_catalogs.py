@@ -10,10 +10,10 @@ from fakes import RecordingDevice, noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.catalogs import DeviceFile, tree_of, tree_with
-from lazyfs.device import Identity
-from lazyfs.errors import ImageError, ReadTimeout
-from lazyfs.iso.writer import write_iso
+from lazyfs.cli.tour.writer import write_iso
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import ImageError, ReadTimeout
+from lazyfs.images.catalogs import DeviceFile, tree_of, tree_with
 
 DATE = "Mon, 06 Jan 2025 10:00:00 GMT"
 

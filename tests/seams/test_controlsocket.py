@@ -12,11 +12,11 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.control import ask
-from lazyfs.errors import ControlError, UsageError
-from lazyfs.frontends.controlsocket import ControlServer, listening_at
+from lazyfs.core.errors import ControlError, UsageError
+from lazyfs.daemon.client import ask
+from lazyfs.daemon.commands import Front, Steering
+from lazyfs.daemon.controlsocket import ControlServer, listening_at
 from lazyfs.protocols import control
-from lazyfs.steering import Front, Steering
 
 
 async def echo(fields: dict[str, Any]) -> dict[str, Any]:

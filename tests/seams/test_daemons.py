@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lazyfs import control
-from lazyfs.control import Daemon, daemon_at, running
-from lazyfs.errors import ControlError
+from lazyfs.core.errors import ControlError
+from lazyfs.daemon import client
+from lazyfs.daemon.client import Daemon, daemon_at, running
 from lazyfs.protocols.control import LONGEST
 
 IMAGE = {
@@ -35,9 +35,9 @@ STATUS = {"pid": 1, "front_end": "fuse", "where": "/mnt/a", "places": ["/mnt/a"]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where daemons are looked for."""
-    monkeypatch.setattr(control, "_trusted", lambda: [tmp_path])
-    monkeypatch.setattr(control, "_directories", lambda: [tmp_path])
-    monkeypatch.setattr(control, "PATIENCE", 1.0)
+    monkeypatch.setattr(client, "_trusted", lambda: [tmp_path])
+    monkeypatch.setattr(client, "_directories", lambda: [tmp_path])
+    monkeypatch.setattr(client, "PATIENCE", 1.0)
     return tmp_path
 
 
@@ -141,7 +141,7 @@ def test_an_answer_without_an_end_is_said(place: Path) -> None:
         connection.sendall(b"half")
 
     with daemon(place / "5.sock", half), pytest.raises(ControlError, match="has ended"):
-        control.ask(place / "5.sock", "status")
+        client.ask(place / "5.sock", "status")
 
 
 def test_the_socket_of_a_dead_daemon_is_removed(place: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_daemon_that_breaks_off_or_lies_is_said_to(place: Path) -> None:
             daemon(path, lambda connection, line=line: connection.sendall(line)),  # type: ignore[misc]
             pytest.raises(ControlError) as caught,
         ):
-            control.ask(path, "status")
+            client.ask(path, "status")
         assert caught.value.message == f"the daemon at {path} {what}"
         assert caught.value.cure == "see what it says: journalctl -t lazyfs"
         path.unlink()

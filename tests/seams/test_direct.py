@@ -19,8 +19,9 @@ from real.servers import Certificates
 from sites import Proxy, Reply, Request, Site, chunked, listening, part, proxying, response, serving
 from trio.testing import MockClock
 
-from lazyfs.device import Identity
-from lazyfs.errors import (
+from lazyfs.core import address
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
     ImageChanged,
@@ -34,8 +35,8 @@ from lazyfs.errors import (
     UntrustedServer,
     UsageError,
 )
-from lazyfs.options import HttpOptions
-from lazyfs.sources import direct, http1, httprange, urls
+from lazyfs.core.options import HttpOptions
+from lazyfs.sources import direct, http1, httprange
 from lazyfs.sources.direct import DirectOrigin
 from lazyfs.sources.http import HttpClient, HttpSource, _translated, httpx
 
@@ -152,8 +153,8 @@ TARGETS = st.characters(categories=["L", "N", "P", "S"], exclude_characters='"<>
 
 @given(st.text(TARGETS, max_size=20))
 def test_both_ways_write_a_target_alike(path: str) -> None:
-    url = urls.bare(f"http://host/{path}")
-    assert urls.on_the_wire(url) == httpx.URL(url).raw_path.decode()
+    url = address.bare(f"http://host/{path}")
+    assert address.on_the_wire(url) == httpx.URL(url).raw_path.decode()
 
 
 async def test_ipv6() -> None:
@@ -484,7 +485,7 @@ async def test_interim_answers_without_an_end(site: Site) -> None:
 
 
 async def test_an_answer_says_whether_its_connection_was_open_before(site: Site) -> None:
-    origin = DirectOrigin(urls.origin(site.url()), None, STALL)
+    origin = DirectOrigin(address.origin(site.url()), None, STALL)
     request = http1.request(site.authority, "/image.raw", [("Range", "bytes=0-99")])
     for expected in (False, True, True):
         answer, reused = await origin.get(request)
@@ -499,7 +500,7 @@ async def test_an_answer_says_whether_its_connection_was_open_before(site: Site)
 
 
 async def test_an_answer_that_is_closed_gives_no_more(site: Site) -> None:
-    origin = DirectOrigin(urls.origin(site.url()), None, STALL)
+    origin = DirectOrigin(address.origin(site.url()), None, STALL)
     request = http1.request(site.authority, "/image.raw", [("Range", "bytes=0-99")])
     answer, _ = await origin.get(request)
     await answer.aclose()
@@ -1240,7 +1241,7 @@ def test_wherever_a_redirect_leads_only_errors_of_ours_come_of_it(location: str)
             except BadAnswer:
                 return
             with pytest.raises(Unreachable):
-                await source._follow(urls.bare(target or base), [])
+                await source._follow(address.bare(target or base), [])
 
     trio.run(scenario)
 
@@ -1561,7 +1562,7 @@ class Deaf:
 
 
 async def test_a_server_that_takes_no_requests(autojump_clock: MockClock) -> None:
-    origin = DirectOrigin(urls.origin("http://host/a.iso"), None, STALL)
+    origin = DirectOrigin(address.origin("http://host/a.iso"), None, STALL)
     with socket.socket() as idle:
         connection = direct.Connection(Deaf(), idle.fileno())  # type: ignore[arg-type]
         with pytest.raises(Unreachable) as caught:

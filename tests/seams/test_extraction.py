@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from fakes import RecordingDevice, noise
 
-from lazyfs.errors import ImageError, OutputError, ReadTimeout, UsageError
-from lazyfs.extraction import Copier, CopyOptions
-from lazyfs.iso.builder import MAX_DEPTH, Builder
-from lazyfs.iso.tree import HOLE, Extent, Kind, Node, Tree, Volume
-from lazyfs.isofile import STEP
+from lazyfs.core.errors import ImageError, OutputError, ReadTimeout, UsageError
+from lazyfs.formats.filecontent import STEP
+from lazyfs.formats.tree import HOLE, Extent, Kind, Node, Tree, Volume
+from lazyfs.formats.treebuilder import MAX_DEPTH, Builder
+from lazyfs.images.extraction import Copier, CopyOptions
 
 IMAGE = noise(8 << 20)
 NOWHERE = "/nonexistent/lazyfs"

@@ -13,8 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.fill import CALM, SHORTEST
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.device import Priority
-from lazyfs.errors import Unreachable
+from lazyfs.core.device import Priority
+from lazyfs.core.errors import Unreachable
 
 BLOCK = 32 << 10
 COUNT = 256

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.device import Priority
-from lazyfs.sources.lanes import HostLane, Lanes
+from lazyfs.core.device import Priority
+from lazyfs.sources.slots import HostLane, Lanes
 
 DEMAND, AHEAD = Priority.DEMAND, Priority.READAHEAD
 

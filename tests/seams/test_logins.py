@@ -10,9 +10,9 @@ import trio
 from fakes import noise
 from sites import Reply, Request, Site, response, serving
 
-from lazyfs.device import Identity
-from lazyfs.errors import AccessDenied, UsageError
-from lazyfs.options import HttpOptions
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import AccessDenied, UsageError
+from lazyfs.core.options import HttpOptions
 from lazyfs.sources import http, logins
 from lazyfs.sources.http import HttpClient, HttpSource
 from lazyfs.sources.logins import Logins

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from fakes import RecordingDevice, noise
 
-from lazyfs.errors import SourceError
+from lazyfs.core.errors import SourceError
 from lazyfs.frontends import nbdserver
 from lazyfs.frontends.nbdserver import PIECE, Export, NbdServer
 from lazyfs.protocols import nbd, nbdclient

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.cache.blockcache import BlockCache
-from lazyfs.device import Priority
-from lazyfs.errors import (
+from lazyfs.core.device import Priority
+from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
     ImageChanged,
@@ -24,8 +24,8 @@ from lazyfs.errors import (
     Unreachable,
     UsageError,
 )
+from lazyfs.core.options import HttpOptions
 from lazyfs.frontends.nbdserver import Export, NbdServer
-from lazyfs.options import HttpOptions
 from lazyfs.protocols import nbd
 from lazyfs.protocols.nbd import Option, Reply
 from lazyfs.protocols.nbdclient import Refused

@@ -14,12 +14,12 @@ from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.directory import Entry, entries, remove
 from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.files import File
+from lazyfs.cache.layout import CacheLock, CachePaths
 from lazyfs.cache.overflow import TRY_AGAIN, OverflowStore
-from lazyfs.cache.places import CacheLock, CachePaths
-from lazyfs.cache.room import Room
-from lazyfs.device import Identity, Priority
-from lazyfs.errors import CacheBusy, CacheError
-from lazyfs.ranges import Span
+from lazyfs.cache.quota import Room
+from lazyfs.core.device import Identity, Priority
+from lazyfs.core.errors import CacheBusy, CacheError
+from lazyfs.core.ranges import Span
 
 MIB = 1 << 20
 BLOCK = 32 << 10

@@ -2,8 +2,8 @@
 
 from fakes import RecordingDevice, noise
 
-from lazyfs.device import Priority, Statistics
-from lazyfs.options import ReadAheadLimit
+from lazyfs.core.device import Priority, Statistics
+from lazyfs.core.options import ReadAheadLimit
 from lazyfs.prefetch.prefetcher import Prefetcher
 from lazyfs.prefetch.readahead import FIRST_WINDOW
 

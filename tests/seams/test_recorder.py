@@ -13,11 +13,11 @@ import trio
 import trio.testing
 from fakes import RecordingDevice, noise
 
-from lazyfs.device import Identity, Priority, Statistics
-from lazyfs.errors import ProfileError, ReadTimeout
+from lazyfs.core.device import Identity, Priority, Statistics
+from lazyfs.core.errors import ProfileError, ReadTimeout
+from lazyfs.core.ranges import Span
 from lazyfs.prefetch.profile import Profile, Use, parse
 from lazyfs.prefetch.recorder import SAVE_EVERY, Recorder
-from lazyfs.ranges import Span
 
 URL = "https://host/a.iso"
 CONTENT = noise(100_000)

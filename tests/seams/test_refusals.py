@@ -19,15 +19,14 @@ import trio
 import trio.testing
 from fakes import RecordingDevice, disk_store
 
-from lazyfs import loopmount, programs, storagedaemon, unmount
 from lazyfs.cache.disk import DiskStore
-from lazyfs.cache.places import CacheLock, Meta
-from lazyfs.caches import all_caches, verify
+from lazyfs.cache.layout import CacheLock, Meta
+from lazyfs.cache.maintenance import all_caches, verify
 from lazyfs.cli import umount
-from lazyfs.demo import mounts as demo
-from lazyfs.demo import tour
-from lazyfs.device import Identity
-from lazyfs.errors import (
+from lazyfs.cli.tour import mounts as demo
+from lazyfs.cli.tour import tour
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import (
     CacheError,
     CacheUnknown,
     ControlError,
@@ -41,17 +40,19 @@ from lazyfs.errors import (
     ServeError,
     UsageError,
 )
+from lazyfs.core.options import CacheOptions, DaemonOptions, LogOptions, PreloadOptions
+from lazyfs.daemon import loopmount, unmount
+from lazyfs.daemon.logs import destination
 from lazyfs.frontends import fuse, nbdcontrol, nbdioctl, nbdkernel, nbdsockets
 from lazyfs.frontends.nbdcontrol import Control
 from lazyfs.frontends.nbdioctl import IoctlControl
 from lazyfs.frontends.nbdkernel import KernelDevice
-from lazyfs.logs import destination
-from lazyfs.mounts import Mounted
-from lazyfs.options import CacheOptions, DaemonOptions, LogOptions, PreloadOptions
 from lazyfs.protocols.nbd import StartTls
 from lazyfs.protocols.nbdnetlink import Setup
 from lazyfs.protocols.wire import Wire, take_step
 from lazyfs.sources.file import FileDevice
+from lazyfs.system import programs, rootstorage
+from lazyfs.system.mountinfo import Mounted
 
 DMESG = "the kernel's log may say more: dmesg"
 ELSEWHERE = "give another --unix or --tcp"
@@ -416,7 +417,7 @@ def test_a_system_that_does_not_let_a_daemon_be_hardened(monkeypatch: pytest.Mon
     monkeypatch.setattr("ctypes.CDLL", lambda name, use_errno: libc)
     monkeypatch.setattr("ctypes.get_errno", lambda: errno.EPERM)
     with said("lazyfs may not lock its memory: Operation not permitted; run it as root"):
-        storagedaemon.harden()
+        rootstorage.harden()
 
 
 def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:

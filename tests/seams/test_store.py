@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.cache.disk import DiskStore, open_disk_store
+from lazyfs.cache.layout import CacheLock, CachePaths
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.cache.places import CacheLock, CachePaths
-from lazyfs.device import Identity
-from lazyfs.errors import CacheBusy, CacheError
-from lazyfs.ranges import Span, bytes_of
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import CacheBusy, CacheError
+from lazyfs.core.ranges import Span, bytes_of
 
 BLOCK = 4096
 CONTENT = noise(10 * BLOCK + 1234)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sites import Reply, Request, Site, chunked, response, serving
 
-from lazyfs.device import Identity
-from lazyfs.errors import ImageChanged, NotFound, TransientError
-from lazyfs.options import HttpOptions
+from lazyfs.core.device import Identity
+from lazyfs.core.errors import ImageChanged, NotFound, TransientError
+from lazyfs.core.options import HttpOptions
 from lazyfs.sources.http import HttpClient, HttpSource
 
 CONTENT = noise(1 << 20)

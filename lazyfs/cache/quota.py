@@ -1,0 +1,146 @@
+"""How much one image's cache may take of what its directory may.
+
+The limit holds for the whole directory and all daemons that use it. Each daemon *claims* what its
+caches may grow to, in steps, in a file ``claim`` beside its data, and writes only within its claim;
+claims are made under one lock of the directory. What a daemon that died had claimed counts no more:
+its cache counts with what it takes on the disk.
+
+When the directory is full, caches that nobody uses are removed first, the one that was in use
+longest ago before the others. If that is not enough, the cache has to make room for itself.
+
+Rejected: a daemon of its own that watches the directory (one more thing that can be absent);
+checking what is taken now and then (the limit would be passed between two checks).
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lazyfs.cache.directory import Entry, entries, remove
+from lazyfs.core.errors import CacheError
+
+log = logging.getLogger(__name__)
+
+_PAGE = 4096  # bytes; what disks give out
+_BESIDE = 3 * _PAGE  # bytes that checksums and bitmap may take for one write
+_FIXED = 16 * _PAGE  # bytes: lock, metadata, claim and the directories themselves
+_LARGEST_STEP = 64 << 20
+
+
+class Room:
+    """What the cache in ``place`` may write."""
+
+    def __init__(
+        self,
+        place: Path,
+        allocated: Callable[[], int],
+        limit: int | None = None,
+        min_free: int | None = None,
+    ) -> None:
+        """``place``: a directory below the one that ``limit`` is for.
+
+        ``allocated``: tells how many bytes the cache takes now. ``limit``, ``min_free``: bytes,
+        see ``CacheOptions``.
+        """
+        self._place = place
+        self._allocated = allocated
+        self._limit = limit
+        self._min_free = min_free
+        self._step = _LARGEST_STEP if limit is None else min(_LARGEST_STEP, limit // 16)
+        self._taken = 0  # bytes that the cache takes at most
+        self._claim = 0
+        self._needed = 0  # bytes that the write takes that was asked for last
+        self.shortage = 0  # bytes to give back before more can be had within the limit
+        self.refusal = ""  # why ``take`` said no, where giving back would not help and time might
+
+    @property
+    def limited(self) -> bool:
+        """Whether blocks have to go for others."""
+        return self._limit is not None
+
+    def take(self, length: int) -> bool:
+        """Whether this many bytes more may be written. Raises OSError."""
+        if self._limit is None and self._min_free is None:
+            return True
+        self.refusal = ""
+        cost = -(-length // _PAGE) * _PAGE + _BESIDE
+        self._needed = cost
+        if self._taken + cost > self._claim and not self.shortage:
+            self.measure()
+        if self._taken + cost > self._claim:
+            return False
+        self._taken += cost
+        return True
+
+    def measure(self) -> None:
+        """See what is taken, and claim as much more as there may be. Raises OSError.
+
+        While another daemon makes its claim, nothing is claimed: the event loop must not wait for
+        others.
+        """
+        self._claim, self.shortage = 0, 0
+        self._taken = self._allocated() + _FIXED
+        step = max(self._step, self._needed)
+        most = self._taken + step
+        if self._min_free is not None:
+            found = os.statvfs(self._place)
+            most = min(most, self._taken + found.f_bavail * found.f_frsize - self._min_free)
+            if most < self._taken + self._needed:
+                self.refusal = "its disk has no more than --min-free left"
+        if self._limit is None:
+            self._claim = most
+            return
+        with self._directory_locked() as alone:
+            if alone:
+                self._claim_within(self._limit, most, step)
+
+    def _claim_within(self, limit: int, wanted: int, step: int) -> None:
+        others = [e for e in entries(self._place.parent) if e.directory != self._place]
+        sizes = {e.name: max(e.allocated, _claim_of(e)) for e in others}
+        for entry in others:
+            if sum(sizes.values()) + wanted <= limit:
+                break
+            if entry.holder is None and _removed(entry):
+                del sizes[entry.name]
+        claim = min(wanted, limit - sum(sizes.values()))
+        (self._place / "claim").write_text(f"{max(0, claim)}\n")
+        self._claim = claim
+        if claim < wanted and claim < self._taken + self._needed:
+            self.shortage = max(step, self._taken - claim)
+
+    @contextlib.contextmanager
+    def _directory_locked(self) -> Iterator[bool]:
+        """Whether we are alone in making claims, for as long as the block lasts."""
+        path = self._place.parent / "limit.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(fd)
+
+
+def _claim_of(entry: Entry) -> int:
+    """Bytes that the daemon which uses this cache may let it grow to."""
+    if entry.process is None:
+        return 0
+    try:
+        return int(entry.paths.claim.read_text()[:20])
+    except (OSError, ValueError):
+        return 0
+
+
+def _removed(entry: Entry) -> bool:
+    """Remove a cache that nobody uses, unless somebody has just begun to."""
+    try:
+        remove(entry)
+    except CacheError as error:
+        log.debug("%s stays: %s", entry.directory, error)
+        return False
+    log.info("the cache %s made room: it was in use longest ago", entry.name)
+    return True

@@ -1,0 +1,253 @@
+"""What a user can set, as frozen values; and how sizes and durations are written. Pure."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from lazyfs.core.errors import UsageError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", re.IGNORECASE | re.ASCII)
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+CACHE_ENDINGS = (
+    ".sums",
+    ".json",
+    ".lock",
+    ".claim",
+    ".catalog",
+)  # what stands beside a cache file that a user named
+
+MIN_BLOCK_SIZE = 4 * KIB
+MAX_BLOCK_SIZE = MIB
+SMALLEST_CACHE = 16 * MIB
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``"4096"``, ``"64K"``, ``"1M"``, ``"10GiB"``: powers of 1024, as losetup has it.
+
+    Raises UsageError.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a size", "write it like 65536, 64K or 1M")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``"60"``, ``"1.5s"``, ``"200ms"``, ``"2m"``, ``"1h"``, ``"30d"``.
+
+    Raises UsageError.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is not a duration", "write it like 60, 1.5s, 200ms or 2m")
+    return float(match[1]) * _SECONDS[(match[2] or "").lower()]
+
+
+def parse_block_size(text: str) -> int:
+    """A power of two from 4 KiB to 1 MiB. Raises UsageError."""
+    size = parse_size(text)
+    if not is_block_size(size):
+        raise UsageError(f"block size {text!r} cannot be used", "give a power of two from 4K to 1M")
+    return size
+
+
+def parse_cache_size(text: str) -> int:
+    """Bytes, at least 16 MiB. Raises UsageError."""
+    size = parse_size(text)
+    if size < SMALLEST_CACHE:
+        raise UsageError(f"a cache of {text} is too small to be of use", "give at least 16M")
+    return size
+
+
+def is_block_size(size: int) -> bool:
+    return MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE and not size & (size - 1)
+
+
+def format_size(size: int) -> str:
+    """``size`` bytes for a person: ``"1.5 MiB"``."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+@dataclass(frozen=True)
+class ReadAheadLimit:
+    """How far to read ahead: ``seconds`` of what the link brings, or ``size`` bytes.
+
+    ``most``: bytes that it never passes, because they could not be kept.
+    """
+
+    seconds: float = 4.0
+    size: int | None = None
+    most: int | None = None
+
+    def bytes_at(self, rate: float) -> int:
+        """Bytes, at ``rate`` bytes a second (0: not known yet)."""
+        if self.size is not None:
+            wanted = self.size
+        else:
+            wanted = max(MIB, int(self.seconds * rate)) if rate else 8 * MIB
+        return wanted if self.most is None else min(wanted, self.most)
+
+
+def parse_readahead(text: str) -> ReadAheadLimit:
+    """``"4s"`` or ``"500ms"``: seconds of throughput; ``"8M"``, ``"0"``: a size.
+
+    Raises UsageError.
+    """
+    if text.strip().lower().endswith("s"):
+        return ReadAheadLimit(seconds=parse_duration(text))
+    return ReadAheadLimit(size=parse_size(text))
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second from ``"10M/s"``, ``"500K"``. Raises UsageError."""
+    try:
+        rate = parse_size(text.strip().removesuffix("/s"))
+    except UsageError:
+        rate = 0
+    if rate < 1:
+        raise UsageError(f"{text!r} is not a rate", "write it like 10M/s")
+    return float(rate)
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How to talk to servers. ``stall``: seconds that a silent server is waited for.
+
+    ``headers``: fields for each request; more of them are in ``header_files``, one a line, and are
+    what ``header_command`` prints, which is for the shell.
+    """
+
+    connections: int = 4
+    stall: float = 15.0
+    headers: tuple[tuple[str, str], ...] = ()
+    header_files: tuple[Path, ...] = ()
+    header_command: str | None = None
+    netrc: bool = False
+    user_agent: str = ""
+    proxy: str | None = None
+    cacert: Path | None = None
+    insecure: bool = False
+    insecure_redirects: bool = False
+
+
+class OnChange(Enum):
+    """What becomes of a cache when the image on the server is another version."""
+
+    REFETCH = "refetch"  # it is dropped
+    FAIL = "fail"  # it is kept, and not used
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where blocks are kept, and how many.
+
+    ``files``: a (bitmap, data) pair that the user named, instead of a place in ``directory``.
+    ``block_size``: bytes, or None for the cache's own or else the default. ``limit``: bytes that
+    ``directory`` may take; ``min_free``: bytes that must stay free on its disk; None for no limit.
+    ``must_exist``: whether it is an error if nothing is cached.
+    """
+
+    directory: Path
+    files: tuple[Path, Path] | None = None
+    memory_only: bool = False
+    block_size: int | None = None
+    limit: int | None = None
+    min_free: int | None = None
+    on_change: OnChange = OnChange.REFETCH
+    must_exist: bool = False
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """One image: where it is, what its file is called in the mount, how its server is talked to."""
+
+    url: str
+    name: str
+    http: HttpOptions = field(default_factory=HttpOptions)
+
+
+@dataclass(frozen=True)
+class PreloadOptions:
+    """What to fetch before it is asked for, and what to write down for the next time.
+
+    ``patterns``: of paths in an ISO image. ``profile``: a file, or ``AUTO`` for the one that lies
+    beside the image on its server; ``any_version``: also if it is of another version of the image.
+    ``record``: the file for a new profile.
+    """
+
+    patterns: tuple[str, ...] = ()
+    profile: Path | None = None
+    any_version: bool = False
+    record: Path | None = None
+
+
+AUTO = Path("auto")
+
+EACH_REQUEST = 5  # a level of the log, below DEBUG: a line for each request
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    level: int
+    file: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """How images are fetched and cached. ``timeout``: seconds until a read fails, 0 for never."""
+
+    images: tuple[ImageOptions, ...]
+    cache: CacheOptions
+    timeout: float = 60.0
+    readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
+    fill: bool = False
+    rate: float | None = None  # bytes a second that fill may take
+    nbd_fixed: bool = False  # whether the user vouches for it that exports never change
+    preload: PreloadOptions = field(default_factory=PreloadOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaemonOptions(StackOptions):
+    """Images that are there until somebody ends it.
+
+    ``system``: whether a root filesystem will stand on them; see ``storagedaemon.py``.
+    """
+
+    log: LogOptions
+    foreground: bool = False
+    system: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions(DaemonOptions):
+    """One mount."""
+
+    mountpoint: Path
+    browse: bool = False  # whether the tree in the image is shown, and not the image
+    fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """``certificates``: a directory with the certificates, named as nbdkit and qemu name them.
+
+    ``verify_peer``: whether clients need one too. ``keys``: instead of all that, a file with lines
+    ``NAME:KEY``, keys in hexadecimal, as psktool(1) writes them.
+    """
+
+    certificates: Path | None = None
+    verify_peer: bool = False
+    keys: Path | None = None

@@ -1,0 +1,1 @@
+"""The daemons of lazyfs: how they begin, are steered, and end."""

@@ -1,0 +1,230 @@
+"""The control sockets of running daemons: where they are, and how to ask one.
+
+Root sees the daemons of all users. What those say is not believed: it is looked at before it is
+used, has a time limit, and names no daemon when one is to be told something.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lazyfs.core.errors import ControlError
+from lazyfs.protocols import control
+from lazyfs.system.mountinfo import KIND, all_mounts
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 10.0  # seconds that a daemon is waited for
+_RUN, _USERS = Path("/run/lazyfs"), Path("/run/user")
+_BOOT = _RUN / "run/lazyfs"  # of the daemon below a root filesystem, for which _RUN is /
+_AT_ONCE = 16  # daemons that are asked
+_SEE_LOG = "see what it says: journalctl -t lazyfs"
+_MOST_LINKS = 40  # followed in one path; Linux's number
+
+
+def own_socket() -> Path:
+    """Where the socket of this very process belongs."""
+    return _own_directory() / f"{os.getpid()}.sock"
+
+
+_STATUS = {"pid": int, "front_end": str, "where": str, "places": list, "images": list}
+_IMAGE = {
+    **dict.fromkeys(("name", "url", "trouble"), str),
+    **dict.fromkeys(("size", "cached", "wanted", "hits", "misses", "fetched", "unused"), int),
+    **dict.fromkeys(("prefetched", "requests", "failures", "damaged", "evicted", "under_way"), int),
+    **dict.fromkeys(("complete", "filling", "paused"), bool),
+    **dict.fromkeys(("flow", "trouble_for", "round_trip"), int | float),
+    "seconds_left": int | float | None,
+    "slowest": list,
+}
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running lazyfs. ``status``: what it said of itself, see docs/control.rst."""
+
+    socket: Path
+    status: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """Its mount point, device or URI."""
+        return str(self.status["where"])
+
+    @property
+    def images(self) -> list[str]:
+        """The names of its images."""
+        return [image["name"] for image in self.status["images"]]
+
+    def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+        """What comes of a command. Raises ControlError."""
+        result = ask(self.socket, command, **fields)
+        return _checked(result) if command == "status" else result
+
+    def cells(self, image: str, count: int) -> list[list[float]]:
+        """An image in about so many parts, each [local, ahead, coming]. Raises ControlError."""
+        count = max(1, min(count, control.MOST_CELLS))
+        (found,) = self.ask("map", image=image, cells=count)["images"]
+        cells: list[list[float]] = found["cells"]
+        return cells
+
+    def is_at(self, names: list[str]) -> bool:
+        """Whether one of these is its place, a path in that, or the URL of one of its images."""
+        urls = {image["url"] for image in self.status["images"]}
+        places = set(self.status["places"])
+        return any(name in urls | places or _is_within(name, self.where) for name in names)
+
+
+def running() -> list[Daemon]:
+    """All daemons that we may ask: our own, and as root those of other users; by their places.
+
+    One that does not answer is named in a warning.
+    """
+    return sorted(_answering(_directories()), key=lambda daemon: daemon.where)
+
+
+def daemon_at(where: str) -> Daemon:
+    """The daemon that serves a mount point, a device or a URL. Raises ControlError."""
+    names = _names_of(where)
+    found = [daemon for daemon in _answering(_trusted()) if daemon.is_at(names)]
+    if not found:
+        raise ControlError(f"no lazyfs serves {where}", "lazyfs status shows those that run")
+    if "://" in where and len(found) > 1:
+        places = ", ".join(sorted(daemon.where for daemon in found))
+        raise ControlError(f"{where} is served more than once", f"say which: {places}")
+    return max(found, key=lambda daemon: len(daemon.where))  # of mounts in mounts, the innermost
+
+
+def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
+    """Send a command to the daemon behind a socket; returns its answer. Raises ControlError."""
+    try:
+        line = _exchanged(path, control.asking(command, fields))
+    except OSError as error:
+        raise ControlError(
+            f"the daemon at {path} cannot be asked: {error.strerror or error}", _SEE_LOG
+        ) from error
+    if not line.endswith(b"\n"):
+        why = "has ended" if len(line) < control.LONGEST else "says more than can be taken"
+        raise ControlError(f"the daemon at {path} {why}", _SEE_LOG)
+    return control.answered(line)
+
+
+def _exchanged(path: Path, line: bytes) -> bytes:
+    """The answer to a line, with its end if that came in time. Raises OSError."""
+    until = time.monotonic() + PATIENCE
+    answer = bytearray()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(os.fspath(path))
+        connection.sendall(line)
+        while not answer.endswith(b"\n") and len(answer) < control.LONGEST:
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            piece = connection.recv(1 << 16)
+            if not piece:
+                break
+            answer += piece
+    return bytes(answer)
+
+
+def _answering(directories: list[Path]) -> Iterator[Daemon]:
+    paths = [path for directory in directories for path in sorted(directory.glob("*.sock"))]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for daemon in pool.map(_introduced, paths):
+            if daemon is not None:
+                yield daemon
+
+
+def _introduced(path: Path) -> Daemon | None:
+    """What a daemon says of itself; None if there is none any more, or it does not say."""
+    try:
+        return Daemon(path, _checked(ask(path, "status")))
+    except ControlError as error:
+        if isinstance(error.__cause__, ConnectionRefusedError):
+            _clear_away(path)
+        elif not isinstance(error.__cause__, FileNotFoundError):
+            log.warning("%s", error)
+        return None
+
+
+def _clear_away(path: Path) -> None:
+    """Remove the socket of a daemon that was killed. One that has just begun refuses, too."""
+    if not Path("/proc", path.stem).exists():
+        with suppress(OSError):
+            path.unlink()
+
+
+def _checked(status: dict[str, Any]) -> dict[str, Any]:
+    """A status in which is what we use of it. Raises ControlError."""
+    known = _has(status, _STATUS) and all(_has(image, _IMAGE) for image in status["images"])
+    if not known or not all(isinstance(place, str) for place in status["places"]):
+        raise ControlError(
+            "a daemon says of itself what makes no sense", "use the same lazyfs on both sides"
+        )
+    return status
+
+
+def _has(value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether this is a JSON object with these fields, of these types."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in fields.items()
+    )
+
+
+def _names_of(where: str) -> list[str]:
+    """What daemons may call this place."""
+    if "://" in where:
+        return [where]
+    path = os.path.abspath(where)
+    return [path, os.fspath(_resolved(path))]
+
+
+def _resolved(path: str) -> Path:
+    """Follow links, up to a mount of ours: what is in it is its daemon's, which may be dead."""
+    ours = {mounted.mountpoint for mounted in all_mounts() if mounted.kind == KIND}
+    done, waiting, links = Path("/"), path.split("/")[::-1], 0
+    while waiting and links < _MOST_LINKS:
+        part = waiting.pop()
+        done = done.parent if part == ".." else done / part
+        if done in ours:
+            break
+        try:
+            target = os.readlink(done)
+        except OSError:
+            continue
+        links += 1
+        done = Path("/") if target.startswith("/") else done.parent
+        waiting += target.split("/")[::-1]
+    return done.joinpath(*reversed(waiting))
+
+
+def _is_within(name: str, where: str) -> bool:
+    if "://" in name or "://" in where or not where:
+        return False
+    return Path(name).is_relative_to(where)
+
+
+def _own_directory() -> Path:
+    if os.geteuid() == 0:
+        return _RUN
+    place = os.environ.get("XDG_RUNTIME_DIR")
+    if place:
+        return Path(place, "lazyfs")
+    return Path(tempfile.gettempdir(), f"lazyfs-{os.geteuid()}")
+
+
+def _trusted() -> list[Path]:
+    """Where the sockets are of those who have our rights."""
+    return [_own_directory(), *([_BOOT] if os.geteuid() == 0 else [])]
+
+
+def _directories() -> list[Path]:
+    """Where sockets may be that we can use."""
+    return [*_trusted(), *(sorted(_USERS.glob("*/lazyfs")) if os.geteuid() == 0 else [])]

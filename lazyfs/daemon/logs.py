@@ -1,0 +1,123 @@
+"""Where log lines go: stderr while somebody looks at it, else the system log or a file."""
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from lazyfs.core.errors import LogError
+from lazyfs.core.options import EACH_REQUEST, DaemonOptions, LogOptions
+from lazyfs.core.texts import printable
+
+_SYSLOG = Path("/dev/log")
+_REMEMBERED = 50  # lines
+_REQUEST = "REQUEST"  # the level's name
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time (ISO 8601, UTC), level, message; error with its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            content["error"] = self.formatException(record.exc_info)
+        return json.dumps(content)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        from datetime import UTC, datetime
+
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+class _Plain(logging.Formatter):
+    """Lines whose messages cannot command a terminal, whatever a server or an image put in."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+class _Syslog(logging.handlers.SysLogHandler):
+    """Knows our own level, too."""
+
+    priority_map: ClassVar = {**logging.handlers.SysLogHandler.priority_map, _REQUEST: "debug"}
+
+
+def terminal(options: LogOptions) -> logging.Handler:
+    """A handler for the terminal of the person who started us."""
+    return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
+
+
+def destination(daemon: DaemonOptions) -> logging.Handler:
+    """A handler for where a daemon logs to while images are served.
+
+    That is the file that the user named; else the terminal, when it stays in the foreground; else
+    syslog or the journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
+    """
+    options = daemon.log
+    if options.file is None and daemon.foreground:
+        return terminal(options)
+    if options.file is None and _SYSLOG.exists():
+        syslog = _Syslog(os.fspath(_SYSLOG), _Syslog.LOG_DAEMON)
+        return _formatted(syslog, options, f"lazyfs[{os.getpid()}]: %(message)s")
+    path = options.file or daemon.cache.directory / "lazyfs.log"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise LogError(
+            f"the log file {path} cannot be written: {error.strerror}",
+            "name another with --log-file",
+        ) from error
+    return _formatted(file, options, "%(asctime)s %(process)d %(levelname)s %(message)s")
+
+
+def use(handler: logging.Handler, level: int) -> None:
+    """Log from ``level`` on, to this handler alone. Other libraries are heard from WARNING on."""
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.addLevelName(EACH_REQUEST, _REQUEST)
+    logging.getLogger("lazyfs").setLevel(level)
+
+
+class _Remembering(logging.Handler):
+    """Keeps the last lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=_REMEMBERED)
+        self.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextmanager
+def remembering() -> Iterator[Iterable[str]]:
+    """The last lines that were logged since the block began, as they are at any time."""
+    handler = _Remembering()
+    ours = logging.getLogger("lazyfs")
+    ours.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        ours.removeHandler(handler)
+
+
+def _formatted(handler: logging.Handler, options: LogOptions, plain: str) -> logging.Handler:
+    handler.setFormatter(_Json() if options.json else _Plain(plain))
+    return handler

@@ -1,0 +1,1 @@
+"""Images: a source, its cache, prefetch, and the layers above."""

@@ -1,0 +1,156 @@
+"""Preloading: what the user, or a profile, says will be wanted is fetched ahead of the readers.
+
+Nothing here may fail a mount: what cannot be preloaded is said once, and read when it is read.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import trio
+
+from lazyfs.core.device import Device, Priority
+from lazyfs.core.errors import ImageError, LazyfsError, ProfileError
+from lazyfs.core.options import AUTO, PreloadOptions
+from lazyfs.core.ranges import Span
+from lazyfs.formats import squashfs
+from lazyfs.formats.tree import Tree
+from lazyfs.images.catalogs import tree_of
+from lazyfs.images.open import Image
+from lazyfs.prefetch import profile
+from lazyfs.prefetch.files import load
+from lazyfs.prefetch.preload import in_order_of_use
+from lazyfs.prefetch.profile import Profile
+
+log = logging.getLogger(__name__)
+
+ENDING = ".lazyprofile"  # of a profile that lies beside its image
+PATIENCE = 30.0  # seconds that such a profile is waited for
+_AT_A_TIME = 1000  # ranges that are asked for between two looks at the event loop
+_BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
+
+
+async def preload(image: Image, options: PreloadOptions) -> None:
+    """Ask for all that ``options`` name, profile first. Never fails."""
+    preloader = Preloader(image)
+    try:
+        if options.profile is not None:
+            await preloader.replay(options.profile, options.any_version)
+    except LazyfsError as error:
+        log.warning("%s: the profile is not used: %s", image.url, error)
+    try:
+        if options.patterns:
+            await preloader.look()
+        for pattern in options.patterns:
+            try:
+                await preloader.preload(pattern)
+            except ImageError as error:
+                log.warning("%s: --preload %s: %s", image.url, pattern, error)
+    except LazyfsError as error:
+        log.warning("%s: nothing is preloaded: %s", image.url, error)
+    except Exception:
+        log.exception("%s: nothing more is preloaded", image.url)
+
+
+class Preloader:
+    """Asks for parts of one image, until its budget is spent. ``asked_for``: bytes so far."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._device = image.unrecorded
+        self._left = image.device.identity.size if image.budget is None else image.budget
+        self._tree: Tree | None = None
+        self.asked_for = 0
+
+    async def replay(self, file: Path, any_version: bool) -> None:
+        """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError."""
+        found = await (self._beside() if file == AUTO else trio.to_thread.run_sync(load, file))
+        if found is None:
+            log.info("%s: there is no profile beside it", self._image.url)
+            return
+        if not any_version and not self._device.identity.matches(found.identity):
+            raise ProfileError(
+                "it is of another version of the image",
+                "record a new one, or give --profile-any",
+            )
+        await self._ask_for(in_order_of_use(found.uses), "the profile")
+
+    async def look(self) -> Tree:
+        """The tree in the image, read once. Raises a LazyfsError."""
+        if self._tree is None:
+            self._tree = await tree_of(self._device, self._image.notebook)
+        return self._tree
+
+    async def preload(self, pattern: str) -> None:
+        """Ask for what a pattern names. Raises ImageError if it names nothing; see ``look``."""
+        await self._ask_for(await _ranges(self._device, await self.look(), pattern), pattern)
+
+    async def _beside(self) -> Profile | None:
+        """The profile that lies beside the image on its server; None if there is none."""
+        with trio.move_on_after(PATIENCE):
+            content = await self._image.beside(ENDING, profile.LARGEST)
+            if content is None:
+                return None
+            text = content.decode(errors="replace")
+            return await trio.to_thread.run_sync(profile.parse, text)
+        raise ProfileError(
+            f"it did not come within {PATIENCE:g} seconds",
+            "give one of your own: --profile FILE",
+        )
+
+    async def _ask_for(self, spans: Iterable[Span], what: str) -> None:
+        total = 0
+        for number, span in enumerate(spans):
+            if span.length > self._left:
+                log.warning(
+                    "%s: not all of %s is preloaded: the cache could not hold it",
+                    self._image.url,
+                    what,
+                )
+                break
+            self._left -= span.length
+            total += span.length
+            await self._device.ensure(span.start, span.length, Priority.PRELOAD)
+            if number % _AT_A_TIME == 0:
+                await trio.lowlevel.checkpoint()
+        self.asked_for += total
+        log.info("%s: preloading %d bytes for %s", self._image.url, total, what)
+
+
+async def _ranges(device: Device, tree: Tree, pattern: str) -> list[Span]:
+    """The bytes that a pattern stands for, in disk order. Raises ImageError."""
+    kind, colon, path = pattern.partition(":")
+    if kind == "squashfs" and colon:
+        return await _squashfs_tables(device, tree, path)
+    if pattern == "@meta":
+        await tree_of(device)  # which reads all directories, through the cache
+        return []
+    if pattern == "@boot":
+        images = (Span(b.offset, b.offset + b.length) for b in tree.volume.boot_images)
+        return [*images, *tree.ranges(_matching_any(tree, _BOOT))]
+    return tree.ranges(tree.glob(pattern))
+
+
+def _matching_any(tree: Tree, patterns: Iterable[str]) -> list[str]:
+    found = []
+    for pattern in patterns:
+        try:
+            found += tree.glob(pattern)
+        except ImageError:  # few images have all of them
+            continue
+    return found
+
+
+async def _squashfs_tables(device: Device, tree: Tree, path: str) -> list[Span]:
+    found = []
+    for name in tree.glob(path):
+        extents = tree.extents(name)
+        if len(extents) != 1:
+            raise ImageError(
+                f"{name} lies in several pieces", "preload all of it: leave out squashfs:"
+            )
+        (extent,) = extents
+        superblock = await device.read(extent.offset, squashfs.SUPERBLOCK)
+        tables = squashfs.tables(superblock, extent.length)
+        found.append(Span(extent.offset + tables.start, extent.offset + tables.stop))
+    return found

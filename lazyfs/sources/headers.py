@@ -1,0 +1,62 @@
+"""Header fields that a user adds to requests: which are taken, and how they are written. Pure."""
+
+import re
+
+from lazyfs.core.errors import UsageError
+
+Field = tuple[str, str]  # a name and a value
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Fields by which ranges are asked for, answers are framed, and connections are kept.
+# (Host is the user's, as with curl: it goes with the URL's own host only.)
+_OURS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "keep-alive",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def parse_header(text: str, what: str = "a --header") -> Field:
+    """A field from ``"Name: value"``. ``what``: where it was written. Raises UsageError.
+
+    No message repeats the value, which may be a secret.
+    """
+    name, colon, value = text.partition(":")
+    if not colon or not _NAME.fullmatch(name):
+        raise UsageError(f"{what} is no header field", "write it as 'Name: value'")
+    if name.lower() in _OURS:
+        raise UsageError(f"{what} cannot set {name}: it belongs to lazyfs", "leave it out")
+    return name, parse_value(value)
+
+
+def parse_headers(text: str, what: str) -> tuple[Field, ...]:
+    """Fields, one a line; empty lines and those that begin with ``#`` are left out.
+
+    Raises UsageError.
+    """
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(parse_header(line, what) for line in lines if line and line[0] != "#")
+
+
+def parse_value(text: str) -> str:
+    """What may stand in a field (RFC 9110 section 5.5), as far as it can be sent."""
+    value = text.strip(" \t")
+    if not all(c.isprintable() or c == "\t" for c in value) or not value.isascii():
+        raise UsageError("a header has characters that cannot be sent", "leave them out")
+    return value

@@ -1,0 +1,1 @@
+"""The operating system: programs, mounts, loop devices, files, signals."""
