@@ -157,7 +157,7 @@ class Bench:
         try:
             image = self.images.get(wanted.kind)
             self.server.show(image)
-            told = self._told(wanted, link, image)
+            told = self._preloaded(wanted, link, image)
         except system.Failed as failed:
             run.error = str(failed)
             return [run]
@@ -179,7 +179,7 @@ class Bench:
                 (self.timelines / name).write_text(timeline(way.requests()))
             return runs
 
-    def _told(self, wanted: Work, link: str, image: Image) -> Command:
+    def _preloaded(self, wanted: Work, link: str, image: Image) -> Command:
         """The options by which lazyfs is told what will be read. Raises Failed."""
         if wanted is PROFILE:
             if link not in self.profiles:

@@ -1,1 +1,1 @@
-"""What of an image is here, and what is on its way."""
+"""The block cache of an image: which blocks are present, and which are being fetched."""

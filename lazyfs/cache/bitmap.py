@@ -1,4 +1,4 @@
-"""One bit a block, in the layout that ULOOP's tools use. Pure.
+"""A bitmap with one bit per block, in the layout that ULOOP's tools use. Pure.
 
 On disk: bit ``n % 8`` (the least significant is 0) of byte ``n // 8`` says that block ``n`` is
 present; the file is padded with zeros to a multiple of 4096 bytes. In memory the same bytes lie
@@ -13,7 +13,7 @@ from bitarray import bitarray
 
 from lazyfs.core.ranges import Span
 
-PAGE = 4096  # bytes; what the file is padded to, and the unit in which it is saved
+PAGE = 4096  # bytes: the file is padded to a multiple of this, and saved in this unit
 _BLOCKS_PER_PAGE = PAGE * 8
 
 
@@ -22,8 +22,8 @@ class Bitmap:
 
     def __init__(self, block_count: int) -> None:
         self.block_count = block_count
-        # Anonymous memory and not a bytearray, which writes its zeros: pages of a sparse bitmap
-        # that are never touched cost nothing (a terabyte in 4 KiB blocks has one of 32 MiB).
+        # Anonymous memory, since a bytearray writes its zeros: pages of a sparse bitmap that are
+        # never touched cost nothing (a terabyte in 4 KiB blocks has a bitmap of 32 MiB).
         self._bytes = mmap(-1, padded_bytes(block_count))
         self._bits = bitarray(buffer=self._bytes, endian="little")
         self._count = 0
@@ -35,7 +35,7 @@ class Bitmap:
         return self._count
 
     def load(self, page: int, content: bytes) -> None:
-        """Take page number ``page`` as it was saved; bits beyond the last block are dropped."""
+        """Load a saved page by its number; bits beyond the last block are dropped."""
         start = page * PAGE
         self._count -= self._bits.count(1, start * 8, (start + PAGE) * 8)
         self._bytes[start : start + PAGE] = content
@@ -50,7 +50,7 @@ class Bitmap:
         return pages
 
     def mark_dirty(self, pages: list[tuple[int, bytes]]) -> None:
-        """Count these pages as unsaved again: saving them failed."""
+        """Mark these pages as unsaved again, after saving them failed."""
         self._dirty.update(number for number, _ in pages)
 
     def __contains__(self, block: int) -> bool:
@@ -69,11 +69,11 @@ class Bitmap:
             self._dirty.add(block // _BLOCKS_PER_PAGE)
 
     def touch(self, block: int) -> None:
-        """Count this block's page as unsaved."""
+        """Mark this block's page as unsaved."""
         self._dirty.add(block // _BLOCKS_PER_PAGE)
 
     def clear(self, blocks: Span) -> None:
-        """Take all blocks of the span out."""
+        """Remove all blocks of the span."""
         found = self._bits.count(1, blocks.start, blocks.stop)
         if found:
             self._bits[blocks.start : blocks.stop] = 0
@@ -94,7 +94,7 @@ class Bitmap:
         return (blocks.start + found for found in only.search(1))
 
     def byte_count(self, block_size: int, size: int) -> int:
-        """How many bytes of an image of ``size`` bytes these blocks are."""
+        """The bytes that these blocks hold of an image of ``size`` bytes."""
         last = self.block_count - 1
         short = (last + 1) * block_size - size if last >= 0 and last in self else 0
         return self._count * block_size - short
@@ -110,7 +110,7 @@ class Bitmap:
     def runs(self, blocks: Span) -> Iterator[tuple[Span, bool]]:
         """Runs of the span, in order, and whether their blocks are in the set.
 
-        The set may change between steps; each step sees it as it then is.
+        The set may change between steps; each step sees its current state.
         """
         start = blocks.start
         while start < blocks.stop:
@@ -123,7 +123,7 @@ class Bitmap:
     def missing(self, blocks: Span) -> Iterator[int]:
         """Blocks of the span that are not in the set, in order.
 
-        The set may change between steps; each step sees it as it then is.
+        The set may change between steps; each step sees its current state.
         """
         block = self._bits.find(0, blocks.start, blocks.stop)
         while block >= 0:
@@ -132,7 +132,7 @@ class Bitmap:
 
 
 def page_without(number: int, content: bytes, blocks: Iterable[int]) -> bytes:
-    """A saved page (its number and content) without these blocks, most of which lie elsewhere."""
+    """A copy of a saved page without these blocks; blocks of other pages are ignored."""
     first = number * _BLOCKS_PER_PAGE
     page = bytearray(content)
     for block in blocks:

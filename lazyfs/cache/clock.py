@@ -1,11 +1,11 @@
-"""Which blocks to let go: those that were not used for longest, nearly. Pure.
+"""Choosing blocks to evict: approximately the least recently used. Pure.
 
-The clock algorithm (second chance): a hand goes round over the blocks that are present. A block
-that was used since the hand passed it last is spared once; one that was not goes. Three bits a
-block where a true order of use would take a hundred bytes: a cache of 10 GiB has 327,680 blocks.
+The clock algorithm (second chance): a hand goes round over the present blocks. A block that was
+used since the hand last passed it is spared once; any other is evicted. This takes three bits per
+block, where an exact LRU order would take a hundred bytes: a cache of 10 GiB has 327,680 blocks.
 
-The read that a block came in for is no use of it: what is read once, from end to end of an image,
-must not push out what is read again and again.
+The read that a block was fetched for does not count as a use: one pass over the whole image must
+not evict blocks that are read again and again.
 """
 
 from collections.abc import Container
@@ -13,11 +13,11 @@ from collections.abc import Container
 from lazyfs.cache.bitmap import Bitmap
 from lazyfs.core.ranges import Span
 
-WINDOW = 1 << 15  # blocks that are looked at in one step, at C speed
+WINDOW = 1 << 15  # blocks that are examined in one step, at C speed
 
 
 class Clock:
-    """The uses of the blocks in ``present``, which belongs to somebody else."""
+    """The uses of the blocks in ``present``, which the caller owns and changes."""
 
     def __init__(self, present: Bitmap) -> None:
         self._present = present
@@ -26,7 +26,7 @@ class Clock:
         self._hand = 0
 
     def came(self, blocks: Span) -> None:
-        """These blocks came in, and are going to be read."""
+        """Note that these blocks were stored; the read that they were fetched for is to come."""
         for block in range(blocks.start, blocks.stop):
             self._unread.add(block)
 
@@ -38,14 +38,14 @@ class Clock:
                 self._used.add(block)
 
     def choose(self, count: int, held: Container[int]) -> list[int]:
-        """``count`` present blocks to let go (at least 1), or all there are; none in ``held``.
+        """Choose ``count`` (at least 1) present blocks to evict, or fewer; none in ``held``.
 
-        They stay present until the caller takes them away, which he must do before he asks again.
+        The caller must remove them from ``present`` before the next call.
         """
         chosen: dict[int, None] = {}
         steps = (
             2 * (-(-self._present.block_count // WINDOW)) + 1
-        )  # twice round: all are spared once
+        )  # two rounds, since each block may be spared once
         for _ in range(steps):
             window = Span(self._hand, min(self._hand + WINDOW, self._present.block_count))
             for block in self._present.difference((self._used, self._unread), window):
@@ -58,7 +58,7 @@ class Clock:
         return list(chosen)
 
     def _pass(self, blocks: Span) -> None:
-        """The hand moves over these blocks."""
+        """Move the hand over these blocks."""
         self._used.clear(blocks)
         self._unread.clear(blocks)
         self._hand = blocks.stop if blocks.stop < self._present.block_count else 0

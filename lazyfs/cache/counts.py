@@ -1,4 +1,4 @@
-"""What a cache has done, counted; and whether prefetch was worth it. Pure."""
+"""Running counts of a cache, among them whether prefetch was worth it. Pure."""
 
 from math import exp
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _SLOWEST = 5  # reads that are remembered
 
 
 class Flow:
-    """Bytes a second, lately: what came long ago counts for less and less. Times in seconds."""
+    """The recent rate in bytes per second, exponentially smoothed. Times in seconds."""
 
     def __init__(self) -> None:
         self._rate = 0.0
@@ -39,12 +39,17 @@ class Slowest:
         del self._reads[_SLOWEST:]
 
     def lately(self, now: float) -> "list[SlowRead]":
-        """The slowest first."""
+        """The reads of the last minute, slowest first."""
         return [read for read in self._reads if now - read.at <= _LATELY]
 
 
 class SlowRead(NamedTuple):
-    """``at``: when it ended; ``seconds``: how long it took; ``offset`` and ``length``: in bytes."""
+    """One read.
+
+    ``at``: when it ended.
+    ``offset``, ``length``: in bytes.
+    ``seconds``: how long it took.
+    """
 
     at: float
     offset: int
@@ -68,17 +73,17 @@ class Counts:
         return self._unused.count
 
     def unused_in(self, blocks: Span) -> int:
-        """How many blocks of the span came before anybody asked, and nobody has yet."""
+        """How many blocks of the span were prefetched and not read yet."""
         return self._unused.count_in(blocks)
 
     def prefetch_arrived(self, blocks: Span, length: int) -> None:
-        """These blocks, ``length`` bytes, came before anybody asked for them."""
+        """Count these blocks, ``length`` bytes, as prefetched."""
         self.prefetched += length
         for block in range(blocks.start, blocks.stop):
             self._unused.add(block)
 
     def prefetch_used(self, blocks: Span) -> None:
-        """A reader got these blocks."""
+        """Count these blocks as read."""
         if self._unused.count:
             for block in range(blocks.start, blocks.stop):
                 self._unused.discard(block)

@@ -1,4 +1,4 @@
-"""A cache directory: the caches in it, what they take, and who uses them."""
+"""A cache directory: the caches in it, their disk usage, and their users."""
 
 import contextlib
 import fcntl
@@ -7,36 +7,37 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyfs.cache.layout import CacheLock, CachePaths, clear
+from lazyfs.cache.layout import CacheLock, Layout, clear
 from lazyfs.core.errors import CacheBusy, CacheError
 from lazyfs.system.filelocks import is_marked
 
-BRIEF = 0.2  # seconds: somebody may just be looking who has the lock
+BRIEF = 0.2  # seconds: another process may hold the lock for a moment to look at its holder
 _SECTOR = 512  # bytes; the unit of st_blocks
-_KEY = re.compile(r".+-[0-9a-f]{16}")  # the name of a cache's directory, see ``urls.cache_key``
+_KEY = re.compile(r".+-[0-9a-f]{16}")  # the name of a cache's directory, see ``address.cache_key``
 
 
 @dataclass(frozen=True)
 class Entry:
     """One image's cache.
 
-    ``allocated``: bytes on the disk, of all its files. ``used_at``: when it was last in use, POSIX
-    seconds. ``process``: the one that uses it now, as its lock has it; None if none does.
-    ``stood_on``: whether a loop device stands on its data.
+    ``allocated``: bytes on disk, of all its files.
+    ``used_at``: when it was last in use, in POSIX seconds.
+    ``process``: the process that uses it now, from its lock; None for none.
+    ``in_use_by_loop``: whether a loop device uses its data file.
     """
 
-    paths: CachePaths
+    paths: Layout
     allocated: int
     used_at: float
     process: str | None
-    stood_on: bool
+    in_use_by_loop: bool
 
     @property
     def holder(self) -> str | None:
-        """Who uses it now, in words; None for nobody."""
+        """The current user, in words; None for none."""
         if self.process is not None:
             return f"process {self.process}"
-        return "a loop device" if self.stood_on else None
+        return "a loop device" if self.in_use_by_loop else None
 
     @property
     def directory(self) -> Path:
@@ -48,16 +49,16 @@ class Entry:
 
 
 def entries(directory: Path) -> list[Entry]:
-    """The caches in a directory, the one that was in use longest ago first.
+    """The caches in a directory, least recently used first; other entries are left out.
 
-    What is not a cache is left out. Raises OSError.
+    Raises OSError.
     """
     found = [_entry(Path(item.path)) for item in os.scandir(directory) if _may_be_one(item)]
     return sorted((entry for entry in found if entry is not None), key=lambda e: e.used_at)
 
 
 def remove(entry: Entry) -> None:
-    """Delete a cache that nobody uses. Raises CacheBusy or CacheError."""
+    """Delete an unused cache. Raises CacheBusy or CacheError."""
     lock = CacheLock(entry.paths.lock, patience=BRIEF, touch=False)
     try:
         if _is_stood_on(entry.paths.data):
@@ -80,8 +81,8 @@ def _may_be_one(item: os.DirEntry[str]) -> bool:
 
 
 def _entry(directory: Path) -> Entry | None:
-    """None when it is being removed by somebody else."""
-    paths = CachePaths.in_directory(directory)
+    """The cache in a directory; None if another process is removing it."""
+    paths = Layout.in_directory(directory)
     with contextlib.suppress(FileNotFoundError):
         return Entry(
             paths,
@@ -94,7 +95,7 @@ def _entry(directory: Path) -> Entry | None:
 
 
 def allocated(directory: Path) -> int:
-    """Bytes that the files in a cache's directory take on the disk. Raises OSError."""
+    """Bytes on disk of the files in a cache's directory. Raises OSError."""
     return sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
 
 
@@ -110,7 +111,7 @@ def _is_stood_on(data: Path) -> bool:
 
 
 def _holder(lock: Path) -> str | None:
-    """Who has a lock, as the lock says; None for nobody."""
+    """The process that holds a lock, as the lock file says; None for none."""
     fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -7,25 +7,25 @@ A disk cache is four files (and a lock)::
     sums       8 bytes a block, little-endian: XXH3-64 of the block, seeded with the image's
                identity and the block's number; sparse
     meta.json  format, URL without secrets, identity, size, block size
-    lock       held (flock) by the one daemon that uses the cache; names its process
+    lock       held (flock) by the one daemon that uses the cache; contains its process id
 
 **The crash rule.** A set bit is a claim, not a proof. Before a block is served for the first time
 after opening, it is read back and compared with its checksum; a block that fails is dropped and
-fetched again. So no write has to wait for another: a bit that reached the disk before its data, a
-torn page, a rotten sector and a file of another version all fail the comparison (the seed keeps a
-right block in the wrong place, or of the wrong image, from passing).
+refetched. So writes need no order: a bit that reached the disk before its data, a torn page, a
+rotten sector and a file of another version all fail the comparison (the seed makes a block in the
+wrong place, or of another image, fail too).
 
-Bits are written when a request ends, so a killed daemon loses at most what was under way; all is
-synced every few seconds, so a power cut loses no more than those.
+Bits are written when a request ends, so a killed daemon loses at most the requests in flight;
+everything is synced every few seconds, so a power cut loses no more than those.
 
-A block of zeros has a checksum like any other, so a hole in ``sums`` vouches for nothing.
+A block of zeros has a checksum like any other, so a hole in ``sums`` verifies nothing.
 
-XXH3 and not CRC-32: 64 bits, a seed, and 22 GB/s against 4 GB/s on the machine of the first
+XXH3 instead of CRC-32: 64 bits, a seed, and 22 GB/s against 4 GB/s on the machine of the first
 measurements; a 64 KiB block costs 3 microseconds where reading it costs 20.
 
-What was rejected: one checksum file with the bit inside it (ULOOP's tools could not read the
-bitmap); a journal (a second copy of state that the checksums make unnecessary); serving from an
-``mmap`` of ``data`` (a failing disk becomes SIGBUS).
+Rejected: one checksum file with the bit inside it (ULOOP's tools could not read the bitmap); a
+journal (a second copy of state that the checksums make unnecessary); serving from an ``mmap`` of
+``data`` (a failing disk becomes SIGBUS).
 """
 
 import contextlib
@@ -39,7 +39,7 @@ import xxhash
 
 from lazyfs.cache.bitmap import PAGE, Bitmap, padded_bytes
 from lazyfs.cache.files import File, Opener
-from lazyfs.cache.layout import SUM, CacheLock, CachePaths, Meta, check_foreign, clear
+from lazyfs.cache.layout import SUM, CacheLock, Layout, Meta, check_foreign, clear
 from lazyfs.cache.store import Pages, cut
 from lazyfs.core.device import Identity
 from lazyfs.core.errors import CacheError, CacheUnknown, ImageChanged
@@ -52,12 +52,12 @@ _SEED_MASK = (1 << 64) - 1
 
 
 class DiskStore:
-    """A cache on disk. Not a Store by itself: a disk fails and fills up, see ``overflow.py``."""
+    """A cache on disk. Not a Store by itself, since disks fail and fill up: see ``overflow.py``."""
 
     def __init__(
-        self, paths: CachePaths, lock: CacheLock, meta: Meta, open_file: Opener = File
+        self, paths: Layout, lock: CacheLock, meta: Meta, open_file: Opener = File
     ) -> None:
-        """Open the cache that ``meta`` describes, or make it; see ``open_disk_store``."""
+        """Open or create the cache that ``meta`` describes; see ``open_disk_store``."""
         self.block_size = meta.block_size
         self.size = meta.identity.size  # bytes
         blocks = -(-self.size // self.block_size)
@@ -82,15 +82,15 @@ class DiskStore:
         self._verified = Bitmap(blocks)
 
     def verify(self, blocks: Span) -> list[int]:
-        """Those of these present blocks that are damaged."""
+        """The damaged ones of these present blocks."""
         return [b for b in self._verified.missing(blocks) if not self._check(b)]
 
     def read(self, span: Span) -> bytes:
-        """The bytes of a span (bytes). Raises OSError."""
+        """Read a span (in bytes). Raises OSError."""
         return self.data.read(span)
 
     def put(self, block: int, content: bytes | memoryview) -> None:
-        """Write whole blocks from ``block`` on. Raises OSError: they count as damaged then."""
+        """Write whole blocks from ``block`` on. Raises OSError; they then count as damaged."""
         sums = b"".join(self._sum(b, piece) for b, piece in cut(block, content, self.block_size))
         blocks = range(block, block + len(sums) // SUM)
         for number in blocks:
@@ -113,10 +113,10 @@ class DiskStore:
             self._bitmap.write(content, number * PAGE)
 
     def sync(self) -> None:
-        """Make all that was written survive a power cut. Runs in a thread. Raises OSError.
+        """Sync all files to disk. Runs in a thread. Raises OSError.
 
-        A kernel that could not write a page out may forget it, and read the old one from the disk
-        from then on. So after a failure every block is compared again before it is served.
+        A kernel that failed to write a page back may drop it, and then read the old one from disk.
+        So after a failure every block is verified again before it is served.
         """
         try:
             for file in self._files:
@@ -126,7 +126,7 @@ class DiskStore:
             raise
 
     def allocated(self) -> int:
-        """Bytes that the files take on the disk. Raises OSError."""
+        """Bytes that the files take on disk. Raises OSError."""
         return sum(file.allocated() for file in self._files)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class DiskStore:
         self._lock.close()
 
     def _check(self, block: int) -> bool:
-        """Compare a block with its checksum; remember that it was right."""
+        """Verify a block against its checksum, and remember success."""
         try:
             content = self.read(bytes_of(Span(block, block + 1), self.block_size, self.size))
             good = self._sums.read(Span(block * SUM, (block + 1) * SUM)) == self._sum(
@@ -155,7 +155,7 @@ class DiskStore:
 
 
 def open_disk_store(
-    paths: CachePaths,
+    paths: Layout,
     lock: CacheLock,
     url: str,
     identity: Identity,
@@ -165,11 +165,14 @@ def open_disk_store(
     must_exist: bool = False,
     open_file: Opener = File,
 ) -> DiskStore:
-    """The cache of this version of the image, with what an earlier mount left in it.
+    """Open the cache of this version of the image, with the blocks that earlier mounts left.
 
-    ``url``: without secrets. ``block_size``: for a new cache; an old one keeps its own. What is
-    there of another version, or cannot be told from one, is dropped first, or is an error, as
-    ``on_change`` says. Raises CacheError or ImageChanged.
+    ``url``: without secrets.
+    ``block_size``: for a new cache; an existing one keeps its own.
+    ``on_change``: whether a cache of another version, or of an unknown one, is dropped first or is
+    an error.
+
+    Raises CacheError or ImageChanged.
     """
     try:
         meta = Meta.load(paths.meta)
@@ -195,8 +198,8 @@ def open_disk_store(
     return _new_disk_store(paths, lock, Meta(url, identity, block_size), open_file)
 
 
-def _new_disk_store(paths: CachePaths, lock: CacheLock, meta: Meta, open_file: Opener) -> DiskStore:
-    """An empty cache in the place of whatever is there. Raises CacheError."""
+def _new_disk_store(paths: Layout, lock: CacheLock, meta: Meta, open_file: Opener) -> DiskStore:
+    """Create an empty cache, replacing any existing one. Raises CacheError."""
     try:
         clear(paths)
         meta.save(paths.meta)
@@ -211,15 +214,12 @@ def _new_disk_store(paths: CachePaths, lock: CacheLock, meta: Meta, open_file: O
 
 
 def _reusable(cached: Identity, now: Identity) -> bool:
-    """Whether cached data may stand for the image as it is now.
-
-    Without a validator nobody can say, so it may not.
-    """
+    """Whether cached data are valid for the current version; never without a validator."""
     return cached.pinned and cached.matches(now)
 
 
 def _load_bitmap(file: File, blocks: int) -> Bitmap:
-    """The saved bitmap; holes of the file are skipped, not read."""
+    """Load the saved bitmap; holes of the file are skipped, not read."""
     bitmap = Bitmap(blocks)
     for extent in file.extents():
         for page in range(extent.start // PAGE, -(-extent.stop // PAGE)):
@@ -227,8 +227,8 @@ def _load_bitmap(file: File, blocks: int) -> Bitmap:
     return bitmap
 
 
-def saved_bitmap(paths: CachePaths, meta: Meta) -> Bitmap:
-    """The blocks that a cache claims to hold, without touching it. Raises OSError."""
+def saved_bitmap(paths: Layout, meta: Meta) -> Bitmap:
+    """The blocks that a cache claims to hold, read without changing it. Raises OSError."""
     bitmap = Bitmap(-(-meta.identity.size // meta.block_size))
     with paths.bitmap.open("rb") as file:
         for page in range(padded_bytes(bitmap.block_count) // PAGE):
@@ -237,7 +237,7 @@ def saved_bitmap(paths: CachePaths, meta: Meta) -> Bitmap:
 
 
 def _runs(blocks: Iterable[int]) -> Iterator[Span]:
-    """Neighbours joined, in order."""
+    """The blocks as runs of adjacent ones, in order."""
     run = Span(0, 0)
     for block in sorted(blocks):
         if block == run.stop and run.length:
@@ -251,9 +251,9 @@ def _runs(blocks: Iterable[int]) -> Iterator[Span]:
 
 
 def _sync_directories(directory: Path) -> None:
-    """Make the names of new files, and of their directory, survive a power cut."""
+    """Sync the directory entries of new files, and of their directory."""
     for place in (directory, directory.parent):
-        with contextlib.suppress(PermissionError):  # a directory above that others own
+        with contextlib.suppress(PermissionError):  # the parent may belong to another user
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -262,6 +262,6 @@ def _sync_directories(directory: Path) -> None:
 
 
 def _seed(identity: Identity) -> int:
-    """What ties checksums to one version of an image."""
+    """The seed that ties checksums to one version of an image."""
     pin = json.dumps([identity.size, identity.etag or identity.last_modified])
     return xxhash.xxh3_64_intdigest(pin.encode())

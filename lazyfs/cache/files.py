@@ -1,7 +1,7 @@
-"""Sparse files: read and written exactly, at any place.
+"""Sparse files, read and written exactly at any offset.
 
-The store's only way to the disk. ``File.open`` is the seam at which tests put a disk that loses,
-reorders and tears what was not synced.
+The store accesses the disk only through ``File``. Tests replace it (``Opener``) by a disk that
+loses, reorders and tears unsynced writes.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ class File:
     """One open sparse file of a fixed length. All errors are OSErrors."""
 
     def __init__(self, path: Path, length: int) -> None:
-        """Open it, or make it for its owner alone; cut or extended to ``length`` bytes."""
+        """Open the file, or create it with mode 0600; truncate or extend it to ``length`` bytes."""
         self.path = path
         self.length = length
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
@@ -32,7 +32,7 @@ class File:
             raise
 
     def read(self, span: Span) -> bytes:
-        """Exactly these bytes."""
+        """Read exactly these bytes."""
         content = os.pread(self._fd, span.length, span.start)
         while len(content) < span.length:
             more = os.pread(self._fd, span.length - len(content), span.start + len(content))
@@ -42,13 +42,13 @@ class File:
         return content
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
-        """All of these bytes."""
+        """Write all of these bytes."""
         written = os.pwrite(self._fd, content, offset)
         while written < len(content):
             written += os.pwrite(self._fd, memoryview(content)[written:], offset + written)
 
     def extents(self) -> Iterator[Span]:
-        """The parts that are no holes (lseek(2), SEEK_DATA)."""
+        """The extents that hold data (lseek(2), SEEK_DATA)."""
         position = 0
         while position < self.length:
             try:
@@ -59,27 +59,27 @@ class File:
             yield Span(start, min(position, self.length))
 
     def punch(self, span: Span) -> None:
-        """Give the space of these bytes back; they read as zeros (fallocate(2))."""
+        """Free the space of these bytes; they then read as zeros (fallocate(2))."""
         offset, length = ctypes.c_int64(span.start), ctypes.c_int64(span.length)
         if _fallocate(self._fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(self.path))
 
-    def stood_on(self) -> bool:
-        """Whether a loop device stands on it: that has marked it (``frontends/loop.py``)."""
+    def in_use_by_loop(self) -> bool:
+        """Whether a loop device uses the file, which is then marked (``system/loopdevice.py``)."""
         return is_marked(self._fd)
 
     def allocated(self) -> int:
-        """Bytes that it takes on the disk."""
+        """Bytes that it takes on disk."""
         return os.fstat(self._fd).st_blocks * _SECTOR
 
     def sync(self) -> None:
-        """Make all that was written survive a power cut."""
+        """Sync all written data to disk (fdatasync)."""
         os.fdatasync(self._fd)
 
     @property
     def link(self) -> Path:
-        """A path that leads this process to this very file, even if it was deleted (proc(5))."""
+        """A path to this file that is valid in this process even after its deletion (proc(5))."""
         return Path(f"/proc/self/fd/{self._fd}")
 
     def close(self) -> None:

@@ -1,18 +1,20 @@
-"""When the background fill may ask for more, and for how much. Pure.
+"""When the background fill may send a request, and of what length. Pure.
 
-Fill completes an image with what the link has left over. It is the only traffic that nobody waits
-for, so it must never be what somebody waits behind. Three states:
+Fill completes an image with the spare capacity of the link. No reader waits for it, so it must
+never delay one. Three states:
 
-- *calm*: nobody has waited for a while. All lanes that prefetch may use, requests of full length.
-- *beside* a reader: while a request of his is on its way, the link stands idle for a round trip. A
-  fill request sent right behind it is answered right behind it, and done before an answer to his
-  next one could be: he loses nothing, and most of the idle link is used.
-- *alone*, between two readers: one short request at a time.
+- *calm*: no reader has waited for a while. Fill uses all slots that prefetch may use, and requests
+  of full length.
+- *beside* a reader: while a reader's request is in flight, the link is idle for a round trip. A
+  fill request sent right behind it is answered right behind it, and done before the reader's next
+  answer could arrive: the reader loses nothing, and most of the idle link is used.
+- *alone*, between two reads: one short request at a time.
 
-Tried before: fill only while nobody waits, in short requests. A reader who goes from block to block
-then arrives in the middle of one, each time: his reads took 9 ms longer at a round trip of 20 ms.
+Tried before: fill only while no reader waits, in short requests. A reader that goes from block to
+block then arrives in the middle of one each time: its reads took 9 ms longer at a round trip of
+20 ms.
 
-``--rate`` is kept as an average over each request: after n bytes it rests until they are paid for.
+``--rate`` is kept as an average over each request: after n bytes, fill pauses for n / rate seconds.
 """
 
 from lazyfs.core.device import Link
@@ -21,12 +23,12 @@ CALM = 1.0  # seconds without a waiting reader after which the link counts as id
 SHORTEST = 128 << 10  # bytes
 FIRST_REST = 10.0  # seconds
 LONGEST_REST = 600.0
-BESIDE = 0.85  # of what the link holds; the rest is for the reader's own answer
+BESIDE = 0.85  # of the bandwidth-delay product; the rest is for the reader's own answer
 ALONE = 0.25
 
 
 class FillPolicy:
-    """The pace of one image's fill. ``rate``: bytes a second, None for as fast as it goes."""
+    """The pace of one image's fill. ``rate``: bytes per second; None for no limit."""
 
     def __init__(self, rate: float | None = None) -> None:
         self.rate = rate
@@ -35,12 +37,12 @@ class FillPolicy:
         self._demand_at = float("-inf")
 
     def failed(self, now: float) -> None:
-        """A request failed in a way that asking again does not mend: wait, longer each time."""
+        """Note a failure that retrying does not cure: back off, longer each time."""
         self._failures += 1
         self._rest_until = now + min(FIRST_REST * 2.0 ** (self._failures - 1), LONGEST_REST)
 
     def limit(self, rate: float | None) -> None:
-        """Another rate from now on; what was asked for at the old one is paid."""
+        """Change the rate; bytes requested at the old one no longer count."""
         self.rate = rate
         self._paid_at = 0.0
 
@@ -48,7 +50,7 @@ class FillPolicy:
         self._failures = 0
 
     def demand(self, now: float) -> None:
-        """A reader waits, or has just got what it waited for."""
+        """Note that a reader waits, or has just been served."""
         self._demand_at = now
 
     def calm(self, now: float) -> bool:
@@ -56,20 +58,20 @@ class FillPolicy:
         return now - self._demand_at >= CALM
 
     def pause(self, link: Link) -> float:
-        """Seconds without a waiting reader after which fill may ask on its own account."""
+        """Seconds without a waiting reader after which fill may send a request on its own."""
         return max(0.01, 2 * link.round_trip)
 
     def ready_at(self) -> float:
-        """When the next request may be sent, as far as the rate and failures go."""
+        """When the rate and the back-off allow the next request."""
         return max(self._paid_at, self._rest_until)
 
     def asked(self, now: float, length: int) -> None:
-        """A request for ``length`` bytes is sent."""
+        """Note that a request for ``length`` bytes is sent."""
         if self.rate:
             self._paid_at = max(now, self._paid_at) + length / self.rate
 
     def length(self, now: float, link: Link, full: int, *, beside: bool) -> int:
-        """Bytes that the next request may ask for; ``full`` is what a request may have at all."""
+        """Bytes that the next request may cover; ``full`` is the limit for any request."""
         length = full
         if not self.calm(now):
             share = BESIDE if beside else ALONE

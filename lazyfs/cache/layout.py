@@ -1,10 +1,11 @@
-"""The place of one image's cache: its files, who may use it, and which version of what it holds.
+"""The layout of one image's cache: its files, its lock, and its metadata.
 
-The files are described in ``store.py``; a directory full of such places is ``directory.py``'s.
+The files are described in ``disk.py``; ``directory.py`` handles a directory of such caches.
 """
 
 import contextlib
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -26,10 +27,11 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 SUM = 8  # bytes of a block's checksum
 _LONGEST_META = 64 << 10  # characters
+_VIEW = re.compile(r"-[0-9a-f]{16}(\.new)?$")  # the end of a view's catalog's name
 
 
 @dataclass(frozen=True)
-class CachePaths:
+class Layout:
     """The files of one image's cache."""
 
     data: Path
@@ -37,37 +39,49 @@ class CachePaths:
     sums: Path
     meta: Path
     lock: Path
-    claim: Path  # see ``room.py``
-    catalog: Path  # of an ISO image's files
-    # The user named the files: they may be something else than a cache.
+    claim: Path  # see ``quota.py``
+    catalog: Path  # of the files in the image; its views' catalogs are beside it
+    # Whether the user named the files, which then may be something other than a cache.
     foreign: bool = field(default=False, kw_only=True)
 
     @classmethod
-    def in_directory(cls, directory: Path) -> "CachePaths":
+    def in_directory(cls, directory: Path) -> "Layout":
         names = ("data", "bitmap", "sums", "meta.json", "lock", "claim", "catalog")
         return cls(*(directory / name for name in names))
 
     @classmethod
-    def named(cls, bitmap: Path, data: Path) -> "CachePaths":
-        """Two files that the user named; the others stand beside the data."""
+    def named(cls, bitmap: Path, data: Path) -> "Layout":
+        """The layout for two files that the user named; the others are beside the data file."""
         beside = [data.with_name(data.name + ending) for ending in CACHE_ENDINGS]
         return cls(data, bitmap, *beside, foreign=True)
 
+    def catalog_of(self, view: str) -> Path:
+        """The catalog of a view, given the digest of its layers; empty for the image itself."""
+        return self.catalog.with_name(f"{self.catalog.name}-{view}") if view else self.catalog
+
+    @property
+    def catalogs(self) -> list[Path]:
+        """The catalogs of the image and of its existing views."""
+        views = sorted(self.catalog.parent.glob(f"{glob.escape(self.catalog.name)}-*"))
+        return [self.catalog, *(path for path in views if _VIEW.search(path.name))]
+
     @property
     def partial(self) -> list[Path]:
-        """What is left of files that were being written when a process ended."""
-        return [path.with_name(f"{path.name}.new") for path in (self.meta, self.catalog)]
+        """Temporary files that a process may have left behind while writing."""
+        return [path.with_name(f"{path.name}.new") for path in (self.meta, *self.catalogs)]
 
 
 class CacheLock:
-    """The right to use a cache, for as long as this is open."""
+    """The exclusive lock of a cache, held until ``close``."""
 
     def __init__(self, path: Path, patience: float = 5.0, *, touch: bool = True) -> None:
-        """Take the lock, waiting ``patience`` seconds for a daemon that is just ending.
+        """Take the lock.
 
-        It saves its cache first, and a disk that is busy takes its time for that.
+        ``patience``: seconds to wait for a daemon that is just ending: it saves its cache first,
+        which takes a while on a busy disk.
+        ``touch``: whether this counts as a use of the cache.
 
-        ``touch``: whether that counts as a use of the cache. Raises CacheBusy or CacheError.
+        Raises CacheBusy or CacheError.
         """
         try:
             self._fd = self._taken(path, time.monotonic() + patience)
@@ -77,15 +91,15 @@ class CacheLock:
                 "name another with --cache-dir, or use --no-cache",
             ) from error
         self._used_at = None if touch else _times(self._fd)
-        with contextlib.suppress(OSError):  # a full disk: others are told of an unknown process
+        with contextlib.suppress(OSError):  # a full disk: others then see an unknown process
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Let go; the file's time then says when the cache was last in use."""
+        """Release the lock; the file's time then says when the cache was last in use."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with contextlib.suppress(OSError):  # a read-only disk: the time stays as it was
+            with contextlib.suppress(OSError):  # a read-only disk: the time stays unchanged
                 if self._used_at is None:
                     os.utime(fd)
                 else:
@@ -117,7 +131,7 @@ class CacheLock:
                 os.close(fd)
 
 
-_HOLDER = re.compile(rb"(\d{1,10}\n)?\0*")  # what a lock file holds; zeros: after a power cut
+_HOLDER = re.compile(rb"(\d{1,10}\n)?\0*")  # a lock file's content; zeros after a power cut
 
 
 def _times(fd: int) -> tuple[int, int]:
@@ -126,7 +140,7 @@ def _times(fd: int) -> tuple[int, int]:
 
 
 def _flock(fd: int) -> bool:
-    """Take the lock if nobody has it."""
+    """Take the lock if it is free."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -135,7 +149,7 @@ def _flock(fd: int) -> bool:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether ``path`` still leads to this file: who had the lock may have removed the cache."""
+    """Whether ``path`` is still this file: the last lock holder may have removed the cache."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
@@ -144,7 +158,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Meta:
-    """What ``meta.json`` says."""
+    """The content of ``meta.json``."""
 
     url: str
     identity: Identity
@@ -162,10 +176,10 @@ class Meta:
 
     @classmethod
     def load(cls, path: Path) -> "Meta | None":
-        """None when there is none.
+        """Load the file; None if there is none.
 
-        Raises CacheUnknown when it cannot be understood; CacheError when it cannot be read: a disk
-        that fails for a moment must not cost the cache.
+        Raises CacheUnknown if its content is not understood, CacheError if it cannot be read: a
+        momentary disk failure must not cost the cache.
         """
         try:
             with open(path, encoding="utf-8", opener=_at_once) as file:
@@ -185,7 +199,7 @@ class Meta:
 
     @classmethod
     def _checked(cls, content: Any) -> "Meta":
-        """Raises ValueError, KeyError or TypeError for what ``save`` did not write."""
+        """Raises ValueError, KeyError or TypeError if ``save`` did not write this content."""
         identity, block_size = Identity(**content["identity"]), content["block_size"]
         if type(block_size) is not int or not is_block_size(block_size):
             raise ValueError(f"block size {block_size!r}")
@@ -198,15 +212,12 @@ class Meta:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for who may write into it, if it is a pipe."""
+    """Open a file; if it is a pipe, do not wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def check_foreign(paths: CachePaths, meta: Meta | None) -> None:
-    """Refuse files that a user named if they may be something else than a cache.
-
-    Raises CacheError.
-    """
+def check_foreign(paths: Layout, meta: Meta | None) -> None:
+    """Raises CacheError if files that a user named may be something other than a cache."""
     expected = {path: {0} for path in (paths.data, paths.bitmap, paths.sums, paths.meta)}
     if meta is not None:
         blocks = -(-meta.identity.size // meta.block_size)
@@ -226,7 +237,8 @@ def check_foreign(paths: CachePaths, meta: Meta | None) -> None:
             )
 
 
-def clear(paths: CachePaths) -> None:
-    """Drop a cache. The bitmap goes first: without it nothing else counts."""
-    for path in (paths.bitmap, paths.catalog, paths.sums, paths.data, paths.meta, *paths.partial):
+def clear(paths: Layout) -> None:
+    """Delete a cache's files. The bitmap goes first: without it nothing else counts."""
+    files = paths.bitmap, *paths.partial, *paths.catalogs, paths.sums, paths.data, paths.meta
+    for path in files:
         path.unlink(missing_ok=True)

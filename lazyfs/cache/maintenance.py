@@ -1,4 +1,4 @@
-"""What a user can do with caches that no mount uses: look, verify, remove."""
+"""Operations on caches that no mount uses: list, verify, prune, remove."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ from lazyfs.core.ranges import Span
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache. ``meta``: None if nobody can tell what it holds. ``cached``: bytes.
+    """One cache.
 
-    ``problem``: why nobody can tell; ``broken``: and nobody ever will.
+    ``meta``: None if it is missing or cannot be read.
+    ``cached``: bytes.
+    ``problem``: why ``meta`` cannot be read.
+    ``broken``: whether that is permanent.
     """
 
     entry: Entry
@@ -36,13 +39,17 @@ class Cache:
 
     @property
     def usable(self) -> bool:
-        """Whether a later mount can take anything from it."""
+        """Whether a later mount can reuse its data."""
         return self.meta.identity.pinned if self.meta is not None else not self.broken
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of comparing a cache with its checksums. ``damaged``: block numbers."""
+    """The result of verifying a cache.
+
+    ``blocks``: the number of blocks verified.
+    ``damaged``: block numbers.
+    """
 
     cache: Cache
     blocks: int
@@ -50,12 +57,12 @@ class Verdict:
 
     @property
     def first_damage(self) -> int:
-        """Where in the image the first damaged block begins, in bytes."""
+        """The offset of the first damaged block in the image, in bytes."""
         return self.damaged[0] * self.cache.meta.block_size if self.cache.meta else 0
 
 
 def all_caches(directory: Path) -> list[Cache]:
-    """The caches in a directory, the one that was in use longest ago first. Raises CacheError."""
+    """The caches in a directory, least recently used first. Raises CacheError."""
     try:
         return [_looked_at(entry) for entry in caches.entries(directory)]
     except FileNotFoundError:
@@ -68,7 +75,7 @@ def all_caches(directory: Path) -> list[Cache]:
 
 
 def chosen(found: Sequence[Cache], words: Sequence[str]) -> list[Cache]:
-    """Those that ``words`` name: by URL, by name, or by how only one name begins.
+    """The caches that ``words`` name: by URL, by name, or by a unique prefix of the name.
 
     Raises UsageError.
     """
@@ -87,10 +94,11 @@ def chosen(found: Sequence[Cache], words: Sequence[str]) -> list[Cache]:
 def to_prune(
     found: Sequence[Cache], unused_for: float | None, down_to: int | None, now: float
 ) -> list[Cache]:
-    """What may go of caches that nobody uses, the one that was in use longest ago first.
+    """The unused caches to remove, given ``found`` least recently used first.
 
-    Those that no mount can use any more; with ``unused_for`` (seconds) also those that no mount has
-    used for so long; with ``down_to`` (bytes) as many more as make the rest fit.
+    Always those that no mount can reuse.
+    ``unused_for``: seconds; also those that no mount has used for that long.
+    ``down_to``: bytes; also as many more as make the rest fit.
     """
     free = [cache for cache in found if cache.entry.holder is None]
     going = [
@@ -108,9 +116,11 @@ def to_prune(
 
 
 def verify(cache: Cache, tell: Callable[[int], None]) -> Verdict:
-    """Compare every cached block with its checksum; damaged ones are dropped. Takes its time.
+    """Verify every cached block against its checksum; damaged ones are dropped. Takes long.
 
-    ``tell`` is told how many bytes were looked at, again and again. Raises CacheBusy or CacheError.
+    ``tell``: called repeatedly with the number of bytes verified since its last call.
+
+    Raises CacheBusy or CacheError.
     """
     if cache.meta is None:
         raise CacheError(f"{cache.name} cannot be understood", f"lazyfs cache rm {cache.name}")
@@ -137,7 +147,7 @@ def verify(cache: Cache, tell: Callable[[int], None]) -> Verdict:
 
 
 def remove(cache: Cache) -> None:
-    """Delete a cache. Raises CacheBusy when a mount uses it, or CacheError."""
+    """Delete a cache. Raises CacheBusy if a mount uses it, or CacheError."""
     try:
         caches.remove(cache.entry)
     except CacheBusy as error:
@@ -153,7 +163,7 @@ def _looked_at(entry: Entry) -> Cache:
         if meta is not None:
             present = saved_bitmap(entry.paths, meta)
             cached = present.byte_count(meta.block_size, meta.identity.size)
-    except FileNotFoundError:  # it may just be being made, or emptied
+    except FileNotFoundError:  # another process may just be creating or removing it
         return Cache(entry, None, 0)
     except CacheUnknown as error:
         return Cache(entry, None, 0, error.message)

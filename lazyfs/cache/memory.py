@@ -10,10 +10,10 @@ from lazyfs.core.ranges import Span
 
 
 class MemoryStore:
-    """Blocks in memory only, the least recently used going first.
+    """A Store in memory that evicts the least recently used blocks first.
 
-    At most ``limit`` bytes, and what readers are waiting for: a read that needs more than the limit
-    would never end otherwise.
+    Keeps at most ``limit`` bytes, plus the blocks that readers wait for: otherwise a read that
+    needs more than the limit would never end.
     """
 
     settled = True
@@ -22,14 +22,14 @@ class MemoryStore:
         self.block_size = block_size
         self.present = Bitmap(-(-size // block_size))
         self._most = max(1, limit // block_size)
-        self.prefetch_limit = limit // 2  # beside what is in use
+        self.prefetch_limit = limit // 2  # the rest is for blocks in use
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def __contains__(self, block: int) -> bool:
         return block in self._blocks
 
     def __iter__(self) -> Iterator[int]:
-        """The blocks that are kept, the least recently used first."""
+        """The stored blocks, least recently used first."""
         return iter(self._blocks)
 
     @property
@@ -37,7 +37,7 @@ class MemoryStore:
         return not self._blocks
 
     def peek(self, block: int) -> bytes:
-        """A block's bytes; that does not count as a use."""
+        """A block's bytes; does not count as a use."""
         return self._blocks[block]
 
     def drop(self, block: int) -> None:
@@ -74,7 +74,7 @@ class MemoryStore:
         return False  # memory ends with the process
 
     def sync(self) -> None:
-        """Memory ends with the power."""
+        """Nothing to sync: memory does not survive a power cut."""
 
     def close(self) -> None:
         self._blocks.clear()

@@ -1,11 +1,11 @@
-"""The store that goes on: blocks on disk, and in memory what the disk does not take.
+"""A fault-tolerant store: blocks on disk, and those that the disk does not take in memory.
 
-A disk fills up, reaches its limit, or fails. None of that is a reason for a read to fail: blocks
-that cannot be written are kept in memory for as long as they are needed, which is said once, and
-the disk is tried again now and then. Within a limit, the blocks that were not used for longest make
-room for new ones, and these pass through memory for a moment only.
+A disk fills up, reaches its limit, or fails. None of that may fail a read: blocks that cannot be
+written are kept in memory for as long as they are needed, which is logged once, and the disk is
+retried now and then. Within a limit, new blocks replace the least recently used ones, and pass
+through memory only briefly.
 
-What is in memory is never noted in the bitmap: it ends with the process.
+Blocks in memory are never saved in the bitmap, since they end with the process.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lazyfs.cache.bitmap import Bitmap, page_without
 from lazyfs.cache.clock import Clock
 from lazyfs.cache.disk import DiskStore
 from lazyfs.cache.memory import MemoryStore
-from lazyfs.cache.quota import Room
+from lazyfs.cache.quota import Quota
 from lazyfs.cache.store import Pages
 from lazyfs.core.errors import CacheError
 from lazyfs.core.ranges import Span, blocks_of
@@ -25,19 +25,19 @@ from lazyfs.core.ranges import Span, blocks_of
 log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 16 << 20  # bytes of blocks in memory
-AT_ONCE = 4 << 20  # bytes that are given back in one go: no reader is served meanwhile
-TRY_AGAIN = 30.0  # seconds after which a disk that refused is tried again
+AT_ONCE = 4 << 20  # bytes freed in one step, during which no reader is served
+TRY_AGAIN = 30.0  # seconds after which a disk that refused is retried
 
 
 class OverflowStore:
-    """A disk store, bounded by ``room``, and memory behind it. A Store."""
+    """A Store: a disk store bounded by a quota (``room``), with memory behind it."""
 
     def __init__(
-        self, name: str, disk: DiskStore, room: Room, clock: Callable[[], float] = time.monotonic
+        self, name: str, disk: DiskStore, room: Quota, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``name``: of the image, for messages. Takes ``disk`` over, and brings it below the limit.
+        """Take ``disk`` over and evict blocks until it is within the limit. Raises CacheError.
 
-        Raises CacheError.
+        ``name``: the image, for messages.
         """
         self.block_size = disk.block_size
         self.present: Bitmap = disk.present
@@ -47,9 +47,9 @@ class OverflowStore:
         self._clock = clock
         self._uses = Clock(disk.present)
         self._memory = MemoryStore(disk.size, disk.block_size, MEMORY_LIMIT)
-        self._unreadable: set[int] = set()  # blocks whose place on the disk fails
+        self._unreadable: set[int] = set()  # blocks that the disk fails to read
         self._refused = False
-        self._try_at = float("-inf")  # when a disk that refused is tried again
+        self._try_at = float("-inf")  # when a disk that refused is retried
         try:
             room.measure()
         except OSError as error:
@@ -60,7 +60,7 @@ class OverflowStore:
 
     @property
     def copy(self) -> Path:
-        """The file on disk: the image, once that is complete. It need not have a name any more."""
+        """The data file: the whole image, once complete. It may have been unlinked."""
         return self._disk.data.link
 
     @property
@@ -116,7 +116,7 @@ class OverflowStore:
         self._disk.close()
 
     def _read_disk(self, span: Span, blocks: Span) -> bytes:
-        """Raises OSError; that place of the disk is not used again then."""
+        """Read from disk. Raises OSError; the blocks are not written to disk again then."""
         try:
             return self._disk.read(span)
         except OSError:
@@ -124,7 +124,7 @@ class OverflowStore:
             raise
 
     def _write(self, block: int, content: bytes | memoryview) -> bool:
-        """Put blocks on the disk, if it takes them."""
+        """Write blocks to disk; returns whether it took them."""
         blocks = Span(block, block - (-len(content) // self.block_size))
         readable = self._unreadable.isdisjoint(range(blocks.start, blocks.stop))
         if not readable or self._clock() < self._try_at:
@@ -144,14 +144,14 @@ class OverflowStore:
         return True
 
     def _make_room(self, held: Container[int]) -> list[int]:
-        """Let blocks on the disk go for what the room is short of, some at a time; returns them."""
+        """Free blocks on disk to cover the quota's shortage, some at a time; returns them."""
         if not self._room.shortage or self._clock() < self._try_at:
             return []
         try:
-            self._room.measure()  # others may have given something back
+            self._room.measure()  # other caches may have freed space
             if not self._room.shortage:
                 return []
-            if self._disk.data.stood_on():
+            if self._disk.data.in_use_by_loop():
                 self._refuse("a loop device stands on it, so nothing of it can go")
                 return []
             count = max(1, min(self._room.shortage, AT_ONCE) // self.block_size)
@@ -167,13 +167,13 @@ class OverflowStore:
         return gone
 
     def _move_to_disk(self) -> None:
-        """Write down what had to stay in memory, as far as the disk takes it now."""
+        """Write blocks in memory to disk, as far as it takes them now."""
         for block in list(self._memory):
             if block not in self._unreadable:
                 if not self._write(block, self._memory.peek(block)):
                     return
                 self._memory.drop(block)
-                self.present.touch(block)  # so that the bitmap on disk has it from now on
+                self.present.touch(block)  # so that its bit is saved
 
     def _refuse(self, why: str) -> None:
         self._try_at = self._clock() + TRY_AGAIN

@@ -1,20 +1,20 @@
-"""What is missing, under way and present; asks and answers in, fetches and wake-ups out. Pure.
+"""The state of blocks (missing, in flight, present), the waiters, and the order of fetches. Pure.
 
-The bitmap, the set of blocks under way and the order of fetches are one state, and it lives here:
-a scheduler of its own would be a second truth. Everything is synchronous, so between two awaits of
-the shell (``blockcache.py``) the state is whole. What holds after every call:
+The bitmap, the set of blocks in flight and the order of fetches are one state, kept here: a
+separate scheduler would duplicate it. Everything is synchronous, so between two awaits of the shell
+(``blockcache.py``) the state is consistent. Invariants after every call:
 
-- a block is never both present and under way, and never in two fetches: any number of readers of
+- a block is never both present and in flight, and never in two fetches: any number of readers of
   one block cause one request;
-- a waiter waits for exactly those blocks of its range that were not present when it came; when the
-  last of them arrives it is handed back, once (a block may have been lost by then: the reader looks
-  again);
-- what waiters have asked for is held, present or not, until they are forgotten: a store that has to
-  make room takes other blocks;
-- a block that a waiter waits for is under way or queued at DEMAND.
+- a waiter waits for exactly those blocks of its range that were not present when it was added; when
+  the last of them arrives it is handed back, once (a block may have been lost by then: the reader
+  checks again);
+- the blocks of a waiter's range are held, present or not, until it is forgotten: a store that has
+  to evict takes other blocks;
+- a block that a waiter waits for is in flight or queued at DEMAND.
 
-Queues hold ranges, not blocks: asking for a whole terabyte costs one entry. What a range still
-needs is worked out when its turn comes, so an entry may be stale but never wrong.
+Queues hold ranges, not blocks: a hint for a whole terabyte costs one entry. The missing blocks of a
+range are determined when its turn comes, so an entry may be stale but never wrong.
 """
 
 from collections import Counter, deque
@@ -25,12 +25,12 @@ from lazyfs.cache.bitmap import Bitmap
 from lazyfs.core.device import Priority
 from lazyfs.core.ranges import Span
 
-PRELOADS_JOINED = 16  # of them become one request, if they adjoin in their order
-MAX_READAHEADS = 32  # queued ranges; the oldest go: their readers have gone elsewhere
+PRELOADS_JOINED = 16  # preloads that become one request if they adjoin in their order
+MAX_READAHEADS = 32  # queued ranges; the oldest are dropped: their readers have gone elsewhere
 
 
 class Waiter:
-    """One reader waiting for blocks. ``wake`` is called once, with None or with what failed."""
+    """One reader waiting for blocks. ``wake`` is called once, with None or with the error."""
 
     __slots__ = ("blocks", "missing", "wake")
 
@@ -41,7 +41,7 @@ class Waiter:
 
 
 class Fetch:
-    """One request under way: ``blocks`` were asked for, those from ``next`` on have not come."""
+    """One request in flight, for ``blocks``; those from ``next`` on have not arrived."""
 
     __slots__ = ("blocks", "next", "priority")
 
@@ -58,13 +58,13 @@ class Plan:
         self.present = present
         self._under_way: dict[int, Fetch] = {}
         self._waiters: dict[int, list[Waiter]] = {}
-        self.held: Counter[int] = Counter()  # blocks of all readers that wait, present ones too
+        self.held: Counter[int] = Counter()  # blocks of all waiters' ranges, present ones too
         self._queues: dict[Priority, deque[Span]] = {p: deque() for p in Priority}
 
-    # What readers ask
+    # Requests of readers
 
     def want(self, blocks: Span, waiter: Waiter) -> None:
-        """Have ``waiter`` woken when all these blocks are present; some must not be."""
+        """Have ``waiter`` woken when all these blocks are present; at least one must be missing."""
         waiter.blocks = blocks
         self.held.update(range(blocks.start, blocks.stop))
         waiter.missing = set(self.present.missing(blocks))
@@ -73,7 +73,7 @@ class Plan:
         self._queues[Priority.DEMAND].append(blocks)
 
     def forget(self, waiter: Waiter) -> None:
-        """The reader has gone; nothing is fetched or held for its sake any more."""
+        """Remove a waiter; nothing is fetched or held for it any more."""
         for block in range(waiter.blocks.start, waiter.blocks.stop):
             self.held[block] -= 1
             if not self.held[block]:
@@ -87,11 +87,11 @@ class Plan:
         waiter.missing = set()
 
     def hint(self, blocks: Span, priority: Priority) -> None:
-        """These blocks will be wanted. Nobody is woken.
+        """Queue blocks that will be wanted, without a waiter.
 
-        What adjoins earlier hints is joined with them. The hint that was given or continued last
-        is served first: a reader that goes on is worth more than one that may have gone. Preloads
-        come in the order in which they will be used, and stay in it.
+        A hint that adjoins earlier ones is joined with them. The hint that was given or continued
+        last is served first: a reader that continues is worth more than one that may have gone.
+        Preloads are given in the order of their use, and keep it.
         """
         queue = self._queues[priority]
         if priority is Priority.PRELOAD:
@@ -106,15 +106,15 @@ class Plan:
             queue.popleft()
 
     def drop_hints(self, priority: Priority) -> None:
-        """Forget all that was hinted at this priority."""
+        """Forget all hints of this priority."""
         self._queues[priority].clear()
 
-    # What the source does
+    # Events of the source
 
     def next_fetch(self, priorities: Iterable[Priority], most: int) -> Fetch | None:
         """Take the next request, from the first of ``priorities`` that has any work.
 
-        ``most``: blocks that it may ask for. They count as under way until ``end``.
+        ``most``: the limit in blocks. They count as in flight until ``end``.
         """
         for priority in priorities:
             blocks = self._next_run(priority, most)
@@ -126,11 +126,11 @@ class Plan:
         return None
 
     def has_work(self, priorities: Iterable[Priority]) -> bool:
-        """Whether ``next_fetch`` would find any."""
+        """Whether ``next_fetch`` would return a fetch."""
         return any(self._head(priority) is not None for priority in priorities)
 
     def arrived(self, fetch: Fetch) -> list[Waiter]:
-        """The next block of ``fetch`` is stored; who waited for nothing but that?"""
+        """Note that the next block of ``fetch`` is stored; returns the waiters it completes."""
         block = fetch.next
         fetch.next += 1
         del self._under_way[block]
@@ -143,7 +143,7 @@ class Plan:
         return done
 
     def end(self, fetch: Fetch) -> None:
-        """The request is over. What it did not bring is fetched again only if somebody waits."""
+        """Note that the request is over. Missing blocks with waiters are queued again."""
         for block in range(fetch.next, fetch.blocks.stop):
             del self._under_way[block]
         wanted = [b for b in range(fetch.next, fetch.blocks.stop) if b in self._waiters]
@@ -151,7 +151,7 @@ class Plan:
             self._queues[Priority.DEMAND].appendleft(Span(block, block + 1))
 
     def fail(self, fetch: Fetch) -> list[Waiter]:
-        """The request can never succeed: forget and return all who wait for a block of it."""
+        """Note that the request can never succeed; forgets and returns its waiters."""
         failed: list[Waiter] = []
         for block in range(fetch.next, fetch.blocks.stop):
             for waiter in self._waiters.get(block, ()):
@@ -168,36 +168,36 @@ class Plan:
 
     @property
     def under_way(self) -> Iterable[int]:
-        """The blocks that have been asked for, and have not come."""
+        """The blocks in flight."""
         return self._under_way.keys()
 
     @property
     def quiet(self) -> bool:
-        """Whether nobody waits for anything."""
+        """Whether there is no waiter."""
         return not self._waiters
 
-    # What the store says
+    # Events of the store
 
     def lost(self, blocks: Iterable[int]) -> None:
-        """These blocks are no longer there: evicted, or damaged."""
+        """Mark these blocks, evicted or damaged, as missing."""
         for block in blocks:
             self.present.discard(block)
 
     # Choosing
 
     def _needed(self, block: int, priority: Priority) -> bool:
-        """Whether a queue of this priority has any reason to fetch this block now.
+        """Whether a queue of this priority should fetch this block now.
 
-        Demand is what somebody still waits for; a hint is good for whatever is missing.
+        Demand covers only blocks with a waiter; a hint covers any missing block.
         """
         if block in self._under_way or block in self.present:
             return False
         return priority is not Priority.DEMAND or block in self._waiters
 
     def _head(self, priority: Priority) -> Span | None:
-        """The range whose turn it is, cut so that it begins with a needed block; stale ones go.
+        """The next range, cut so that it begins with a needed block; drops stale ranges.
 
-        Demand and preloads are first come, first served; of other hints, the last comes first.
+        Demand and preloads are first in, first out; other hints are last in, first out.
         """
         queue, end = self._queues[priority], _end(priority)
         while queue:
@@ -211,8 +211,8 @@ class Plan:
     def _next_run(self, priority: Priority, most: int) -> Span | None:
         """Cut a run of needed blocks from the head of a queue.
 
-        It goes on into other ranges of the queue where they adjoin (for demand on both sides):
-        neighbours that different readers miss become one request.
+        It extends into adjoining ranges of the queue (for demand on both sides): adjacent blocks
+        that different readers miss become one request.
         """
         head = self._head(priority)
         if head is None:
@@ -230,9 +230,9 @@ class Plan:
         return Span(start, stop)
 
     def _reach(self, head: Span, priority: Priority) -> int:
-        """Where the union of ``head`` and the queued ranges that adjoin it ends.
+        """The end of the union of ``head`` and the queued ranges that adjoin it.
 
-        Of preloads, which may be very many, only the next few are looked at.
+        Of preloads, which may be very many, only the next few are examined.
         """
         reach = head.stop
         if priority is Priority.PRELOAD:
@@ -248,5 +248,5 @@ class Plan:
 
 
 def _end(priority: Priority) -> int:
-    """Which end of a queue is served: the oldest, or the newest."""
+    """The index of the end of a queue that is served: the oldest or the newest."""
     return 0 if priority in (Priority.DEMAND, Priority.PRELOAD) else -1

@@ -1,15 +1,15 @@
-"""How much one image's cache may take of what its directory may.
+"""The quota of one image's cache within the limit of its cache directory.
 
-The limit holds for the whole directory and all daemons that use it. Each daemon *claims* what its
-caches may grow to, in steps, in a file ``claim`` beside its data, and writes only within its claim;
-claims are made under one lock of the directory. What a daemon that died had claimed counts no more:
-its cache counts with what it takes on the disk.
+The limit applies to the whole directory and all daemons that use it. Each daemon *claims* the size
+that its caches may grow to, in steps, in a file ``claim`` beside the data, and writes only within
+its claim; claims are made under one lock of the directory. The claim of a dead daemon is void: its
+cache counts with its disk usage.
 
-When the directory is full, caches that nobody uses are removed first, the one that was in use
-longest ago before the others. If that is not enough, the cache has to make room for itself.
+When the directory is full, unused caches are removed first, least recently used first. If that is
+not enough, the cache has to evict its own blocks.
 
-Rejected: a daemon of its own that watches the directory (one more thing that can be absent);
-checking what is taken now and then (the limit would be passed between two checks).
+Rejected: a separate daemon that watches the directory (one more thing that can be absent);
+checking the disk usage now and then (the limit would be exceeded between two checks).
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from lazyfs.core.errors import CacheError
 
 log = logging.getLogger(__name__)
 
-_PAGE = 4096  # bytes; what disks give out
+_PAGE = 4096  # bytes; the allocation unit of disks
 _BESIDE = 3 * _PAGE  # bytes that checksums and bitmap may take for one write
 _FIXED = 16 * _PAGE  # bytes: lock, metadata, claim and the directories themselves
 _LARGEST_STEP = 64 << 20
 
 
-class Room:
-    """What the cache in ``place`` may write."""
+class Quota:
+    """The bytes that the cache in ``place`` may write."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Room:
         limit: int | None = None,
         min_free: int | None = None,
     ) -> None:
-        """``place``: a directory below the one that ``limit`` is for.
+        """``place``: a directory below the one that ``limit`` applies to.
 
-        ``allocated``: tells how many bytes the cache takes now. ``limit``, ``min_free``: bytes,
-        see ``CacheOptions``.
+        ``allocated``: returns the cache's current disk usage, in bytes.
+        ``limit``, ``min_free``: bytes; see ``CacheOptions``.
         """
         self._place = place
         self._allocated = allocated
@@ -52,17 +52,17 @@ class Room:
         self._step = _LARGEST_STEP if limit is None else min(_LARGEST_STEP, limit // 16)
         self._taken = 0  # bytes that the cache takes at most
         self._claim = 0
-        self._needed = 0  # bytes that the write takes that was asked for last
-        self.shortage = 0  # bytes to give back before more can be had within the limit
-        self.refusal = ""  # why ``take`` said no, where giving back would not help and time might
+        self._needed = 0  # bytes that the last requested write takes
+        self.shortage = 0  # bytes to free before more can be written within the limit
+        self.refusal = ""  # why ``take`` refused, if freeing blocks would not help but time might
 
     @property
     def limited(self) -> bool:
-        """Whether blocks have to go for others."""
+        """Whether new blocks may require evictions."""
         return self._limit is not None
 
     def take(self, length: int) -> bool:
-        """Whether this many bytes more may be written. Raises OSError."""
+        """Reserve bytes to write; returns whether they may be written. Raises OSError."""
         if self._limit is None and self._min_free is None:
             return True
         self.refusal = ""
@@ -76,10 +76,9 @@ class Room:
         return True
 
     def measure(self) -> None:
-        """See what is taken, and claim as much more as there may be. Raises OSError.
+        """Measure the disk usage and claim up to one more step. Raises OSError.
 
-        While another daemon makes its claim, nothing is claimed: the event loop must not wait for
-        others.
+        Nothing is claimed while another daemon makes its claim: the event loop must not block.
         """
         self._claim, self.shortage = 0, 0
         self._taken = self._allocated() + _FIXED
@@ -113,7 +112,7 @@ class Room:
 
     @contextlib.contextmanager
     def _directory_locked(self) -> Iterator[bool]:
-        """Whether we are alone in making claims, for as long as the block lasts."""
+        """Try to lock the directory for making claims; yields whether that succeeded."""
         path = self._place.parent / "limit.lock"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -126,7 +125,7 @@ class Room:
 
 
 def _claim_of(entry: Entry) -> int:
-    """Bytes that the daemon which uses this cache may let it grow to."""
+    """The claim of the daemon that uses this cache, in bytes; 0 for none."""
     if entry.process is None:
         return 0
     try:
@@ -136,7 +135,7 @@ def _claim_of(entry: Entry) -> int:
 
 
 def _removed(entry: Entry) -> bool:
-    """Remove a cache that nobody uses, unless somebody has just begun to."""
+    """Remove an unused cache, unless a daemon has just begun to use it."""
     try:
         remove(entry)
     except CacheError as error:

@@ -1,4 +1,4 @@
-"""How an image's cache is doing at this moment: what a person wants to know of it."""
+"""The current state of an image's cache, for users."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,11 +11,16 @@ from lazyfs.core.ranges import Span
 
 @dataclass(frozen=True)
 class CacheState:
-    """``flow``: bytes a second that have come lately. ``trouble``: what keeps bytes from coming,
-    empty while all is well; ``trouble_for``: for how many seconds. ``complete``: every byte is here
-    and right. ``filling``: the whole image is wanted; ``paused``: nothing is fetched that nobody
-    waits for; ``fill_rate``: the most bytes a second for the fill, None for no limit.
-    ``slowest``: reads of the last minute that waited longest.
+    """The state of a cache.
+
+    ``flow``: recent rate in bytes per second.
+    ``trouble``: the failure that keeps data from arriving; empty for none.
+    ``trouble_for``: its age in seconds.
+    ``complete``: whether every block is present and verified.
+    ``filling``: whether the fill has blocks left to fetch.
+    ``paused``: whether preloads and the fill are paused.
+    ``fill_rate``: the limit for the fill, in bytes per second; None for no limit.
+    ``slowest``: the reads of the last minute that waited longest.
     """
 
     flow: float
@@ -29,8 +34,12 @@ class CacheState:
 
 
 class Cell(NamedTuple):
-    """A part of an image: which share of its blocks is here, of these fetched ahead and not read
-    yet, and which is on its way. From 0 to 1."""
+    """Shares of the blocks of one part of an image, from 0 to 1.
+
+    ``local``: present.
+    ``ahead``: prefetched and not read yet.
+    ``coming``: in flight.
+    """
 
     local: float
     ahead: float
@@ -38,7 +47,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(count: int, present: Bitmap, counts: Counts, under_way: Iterable[int]) -> list[Cell]:
-    """An image in ``count`` parts of about equal length; fewer, if it has not so many blocks."""
+    """An image in ``count`` parts of about equal length; fewer if it has fewer blocks."""
     blocks = present.block_count
     count = min(count, blocks)
     coming = [0] * count

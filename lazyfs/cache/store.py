@@ -1,4 +1,4 @@
-"""What keeps the bytes of blocks: what the block cache asks of it, on disk and in memory alike."""
+"""The interface between the block cache and its storage, on disk or in memory."""
 
 from collections.abc import Container, Iterator
 from typing import Protocol
@@ -10,46 +10,46 @@ Pages = list[tuple[int, bytes]]  # of the bitmap: number and content
 
 
 class Store(Protocol):
-    """Keeps the bytes of blocks. Which blocks are present is the plan's to know."""
+    """Storage for the bytes of blocks. The plan keeps track of which blocks are present."""
 
     block_size: int
-    present: Bitmap  # the blocks found at opening; the plan owns it from then on
+    present: Bitmap  # the blocks found on opening; the plan owns it from then on
 
     def verify(self, blocks: Span) -> list[int]:
-        """Those of these present blocks that may not be served, because they are damaged."""
+        """The damaged ones of these present blocks, which may not be served."""
         ...
 
     def read(self, span: Span) -> bytes:
-        """The bytes of a span (bytes) whose blocks are present and verified."""
+        """Read a span (in bytes) whose blocks are present and verified."""
         ...
 
     def put(self, block: int, content: bytes | memoryview) -> None:
-        """Keep whole blocks from ``block`` on, somewhere: this does not fail."""
+        """Store whole blocks from ``block`` on. Never fails."""
         ...
 
     def evict(self, held: Container[int]) -> list[int]:
-        """Keep to the limit; returns the blocks that went for it, none of them in ``held``."""
+        """Enforce the limit; returns the evicted blocks, none of them in ``held``."""
         ...
 
     @property
     def settled(self) -> bool:
-        """Whether all that was put is in its place, and not in a makeshift one."""
+        """Whether all stored blocks are in their final place, none temporarily in memory."""
         ...
 
     @property
     def prefetch_limit(self) -> int | None:
-        """Bytes that may be kept for readers who have not come yet; None for any number."""
+        """Bytes that may be kept ahead of readers; None for no limit."""
         ...
 
     def note(self, pages: Pages) -> bool:
-        """Write these pages of the bitmap; from then on they survive the end of this process.
+        """Write these pages of the bitmap, so that they survive the end of this process.
 
         Returns whether there is something to sync now. Raises OSError.
         """
         ...
 
     def sync(self) -> None:
-        """Make all that was written survive a power cut. Runs in a thread. Raises OSError."""
+        """Sync all written data to disk. Runs in a thread. Raises OSError."""
         ...
 
     def close(self) -> None: ...

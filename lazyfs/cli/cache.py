@@ -112,13 +112,13 @@ def _verify(given: argparse.Namespace, found: list[Cache]) -> int:
             bar.expect(cache.cached)
             verdicts.append(maintenance.verify(cache, bar.advance))
         if not given.json:
-            print(_told(verdicts[-1]), flush=True)
+            print(_line_of(verdicts[-1]), flush=True)
     if given.json:
         _print_json([_judged(verdict) for verdict in verdicts])
     return int(any(verdict.damaged for verdict in verdicts))
 
 
-def _told(verdict: Verdict) -> str:
+def _line_of(verdict: Verdict) -> str:
     name, blocks = verdict.cache.name, verdict.blocks
     if not verdict.damaged:
         return f"{name}: all {blocks} cached blocks are right"

@@ -35,14 +35,14 @@ def main(arguments: Sequence[str]) -> int:
 
     async def write(image: "OpenImage") -> None:
         with naming(image.name):
-            tree = await tree_with(image.device, image.notebook, given.paths)
+            tree = await tree_with(image.device, image.catalog_file, given.paths)
         for extents in [tree.extents(path) for path in given.paths]:
             async with aclosing(Content(image.device, extents).whole()) as pieces:
                 async for piece in pieces:
                     await trio.to_thread.run_sync(_write, piece, abandon_on_cancel=True)
 
     with printing():
-        with_image(given.image, stack_options(given, given.image), write)
+        with_image(given.image, stack_options(given, given.image, choose_partition=True), write)
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lazyfs.cli.configured import Given
-from lazyfs.cli.servers import http_options
+from lazyfs.cli.servers import server_options
 from lazyfs.cli.words import absolute
 from lazyfs.core import address
 from lazyfs.core.errors import UsageError
@@ -28,6 +28,7 @@ from lazyfs.core.options import (
     ReadAheadLimit,
     StackOptions,
 )
+from lazyfs.images import chain
 
 if TYPE_CHECKING:
     from lazyfs.formats.tree import Tree
@@ -76,17 +77,16 @@ def daemon_options(given: Given, images: tuple[ImageOptions, ...]) -> DaemonOpti
     )
 
 
-def stack_options(given: Given, where: str) -> StackOptions:
+def stack_options(given: Given, where: str, *, choose_partition: bool = False) -> StackOptions:
     """What was given to a command that looks into the image at ``where``, a URL or a path.
 
-    Raises UsageError.
+    ``choose_partition``: see ``ImageOptions``. Raises UsageError.
     """
-    images: tuple[ImageOptions, ...] = ()
+    image = ImageOptions(where, where, choose_partition=choose_partition)
     if "://" in where:
-        address.parse(where)
-        images = (_at_its_host(ImageOptions(where, address.file_name(where)), given),)
+        image = _at_its_host(replace(image, name=_name_of(where)), given)
     return StackOptions(
-        images=images,
+        images=(image,),
         cache=_cache(given, 1),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
@@ -97,7 +97,7 @@ def stack_options(given: Given, where: str) -> StackOptions:
 def _at_its_host(image: ImageOptions, given: Given) -> ImageOptions:
     """The image, with what is configured for its host."""
     host = address.parse(image.url).hostname or ""
-    return replace(image, http=http_options(given.at(host)))
+    return replace(image, server=server_options(given.at(host)))
 
 
 def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
@@ -117,17 +117,24 @@ def images_at(
     for url in wanted:
         if "://" not in url:
             raise UsageError(f"{address.shown(url)!r} is not a URL", cure)
-        address.parse(url)
     if len(names) > len(wanted):
         raise UsageError("there are more names than URLs", "give --name at most once for each URL")
     for url in wanted:
         if wanted.count(url) > 1:
             raise UsageError(f"{address.shown(url)} is given twice", "once is enough")
-    named = [*map(_file_name, names), *map(address.file_name, wanted[len(names) :])]
+    named = [*map(_file_name, names), *map(_name_of, wanted[len(names) :])]
+    for url in wanted[: len(names)]:
+        _name_of(url)  # which finds out whether it can be used
     for name in named:
         if named.count(name) > 1:
             raise UsageError(f"two images would be called {name}", "give a --name for each URL")
     return tuple(ImageOptions(url, name) for url, name in zip(wanted, named, strict=True))
+
+
+def _name_of(url: str) -> str:
+    """What the file of a URL's view is called. Raises UsageError."""
+    base, fragment = address.split_fragment(url)
+    return chain.named(address.file_name(base), chain.parse(fragment))
 
 
 def _file_name(name: str) -> str:
@@ -212,12 +219,12 @@ def log_to_terminal() -> None:
 
 
 def tree_in(where: str, options: StackOptions) -> "Tree":
-    """The tree of the ISO image at ``where``. Raises LazyfsError."""
+    """The tree in the image at ``where``. Raises LazyfsError."""
     from lazyfs.images.access import OpenImage, with_image
     from lazyfs.images.catalogs import naming, tree_of
 
     async def tree(image: OpenImage) -> "Tree":
         with naming(image.name):
-            return await tree_of(image.device, image.notebook)
+            return await tree_of(image.device, image.catalog_file)
 
     return with_image(where, options, tree)

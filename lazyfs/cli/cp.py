@@ -37,9 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         *paths, destination = given.paths
         with naming(image.name):
             if given.recursive:
-                tree = await tree_of(image.device, image.notebook)
+                tree = await tree_of(image.device, image.catalog_file)
             else:
-                tree = await tree_with(image.device, image.notebook, paths)
+                tree = await tree_with(image.device, image.catalog_file, paths)
         with progress() as bar:
             options = CopyOptions(given.recursive, given.preserve)
             copier = Copier(image.device, tree, options, bar.advance)
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             await copier.copy(paths, Path(destination))
         return copier.failed
 
-    failed = with_image(given.image, stack_options(given, given.image), copy)
+    failed = with_image(given.image, stack_options(given, given.image, choose_partition=True), copy)
     return int(failed > 0)
 
 

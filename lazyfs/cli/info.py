@@ -12,11 +12,13 @@ from lazyfs.cli.parser import Parser
 from lazyfs.core.errors import ImageError
 from lazyfs.core.options import format_size
 from lazyfs.core.texts import printable
-from lazyfs.formats import detect
+from lazyfs.formats import registry
 from lazyfs.formats.tree import Kind, Tree
 
 if TYPE_CHECKING:
+    from lazyfs.formats.partition import Table
     from lazyfs.images.access import OpenImage
+    from lazyfs.images.partitions import Found
 
 _EXAMPLE = """\
 example:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     with printing():
         if given.json:
             print(json.dumps(found, indent=2))
-        for name, value in () if given.json else _told(found):
+        for name, value in () if given.json else _rows_of(found):
             print(f"{name:<14} {printable(value)}")
     return 0
 
@@ -54,27 +56,57 @@ def _parser() -> Parser:
 
 async def _look(image: "OpenImage") -> dict[str, Any]:
     from lazyfs.images.catalogs import tree_of
+    from lazyfs.images.partitions import look_into, partition_table
 
     device = image.device
     identity = device.identity
-    head = await device.read(0, detect.HEAD)
+    head = await device.read(0, registry.HEAD)
+    filesystem = registry.filesystem_of(head)
     found: dict[str, Any] = {
         "image": image.name,
         "size": identity.size,
         "ranges": True,  # without them it could not have been opened
         "etag": identity.etag,
         "last_modified": identity.last_modified,
-        "kinds": detect.kinds(head),
-        "partition_table": detect.partition_table(head) or None,
+        "layers": list(image.layers),
+        "kinds": [known.name for known in registry.formats_of(head)],
+        "label": filesystem.label(head) if filesystem else "",
+        "partition_table": None,
         "iso": None,
     }
-    if {"ISO 9660", "UDF"}.intersection(found["kinds"]):
-        try:
-            found["iso"] = _iso(await tree_of(device, image.notebook))
-        except ImageError as error:
-            found["problem"] = error.message
+    try:
+        table = await partition_table(device)
+        if table is not None:
+            found["partition_table"] = _table(table, await look_into(device, table))
+        if {"ISO 9660", "UDF"}.intersection(found["kinds"]):
+            found["iso"] = _iso(await tree_of(device, image.catalog_file))
+    except ImageError as error:
+        found["problem"] = error.message
     found["cached"] = device.statistics().cached
     return found
+
+
+def _table(table: "Table", found: "Sequence[Found]") -> dict[str, Any]:
+    return {
+        "kind": table.kind,
+        "id": table.uuid,
+        "sector_size": table.sector,
+        "partitions": [
+            {
+                "number": one.partition.number,
+                "start": one.partition.start,
+                "size": one.partition.length,
+                "type": one.partition.type,
+                "type_id": one.partition.type_id,
+                "name": one.partition.name,
+                "uuid": one.partition.uuid,
+                "kinds": list(one.content),
+                "label": one.label,
+            }
+            for one in found
+        ],
+        "notes": list(table.notes),
+    }
 
 
 def _iso(tree: Tree) -> dict[str, Any]:
@@ -92,7 +124,7 @@ def _iso(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows_of(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The same for a person: names and values, in order."""
     size, cached = found["size"], found["cached"]
     rows = [
@@ -101,11 +133,14 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("etag", found["etag"] or ""),
         ("last modified", found["last_modified"] or ""),
         ("cached", f"{format_size(cached)} ({100 * cached // size if size else 0}%)"),
+        ("layers", ", ".join(found["layers"])),
         ("content", " or ".join(found["kinds"]) or "unknown"),
-        ("partitions", found["partition_table"] or ""),
+        *_partition_rows(found["partition_table"]),
     ]
     iso = found["iso"]
-    if iso:
+    if not iso:
+        rows.append(("label", found["label"]))
+    else:
         boot = (f"{b['platform']}{'' if b['bootable'] else ' (off)'}" for b in iso["boot"])
         rows += [
             ("label", iso["label"]),
@@ -116,3 +151,29 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     rows.append(("problem", found.get("problem", "")))
     return [(name, value) for name, value in rows if value]
+
+
+def _partition_rows(table: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """A line for each partition, in columns, as lsblk(8) shows them."""
+    if table is None:
+        return []
+    rows = [("NR", "START", "SIZE", "TYPE", "NAME", "CONTENT", "LABEL")]
+    rows += [
+        (
+            str(one["number"]),
+            format_size(one["start"]),
+            format_size(one["size"]),
+            one["type"],
+            one["name"],
+            " or ".join(one["kinds"]),
+            one["label"],
+        )
+        for one in table["partitions"]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return [
+        ("partitions", f"{table['kind']} {table['id']}".rstrip()),
+        *(("", line) for line in lines),
+        *(("note", note) for note in table["notes"]),
+    ]

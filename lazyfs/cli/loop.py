@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lazyfs.cli.common import hide_secrets, mount_options, named_images
 from lazyfs.cli.configured import parse
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("one URL and a mount point are needed", "lazyfs loop URL MOUNTPOINT")
     if given.repair and given.no_cache:
         raise UsageError("--repair must know what was mounted", "leave out --no-cache")
-    options = mount_options(given, named_images(given.where, []), ())
+    images = named_images(given.where, [])
+    chosen = tuple(replace(image, choose_partition=True) for image in images)
+    options = mount_options(given, chosen, ())
     hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
     from lazyfs.daemon.loopmount import LoopOptions, loop_mount
 

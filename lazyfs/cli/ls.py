@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(_parser(), arguments)
     hide_secrets(["ls", given.image])
     log_to_terminal()
-    tree = tree_in(given.image, stack_options(given, given.image))
+    tree = tree_in(given.image, stack_options(given, given.image, choose_partition=True))
     accept_any_name()
     with printing():
         _print(tree, given)

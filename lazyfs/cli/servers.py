@@ -1,4 +1,4 @@
-"""The options that say how servers are talked to: from words to ``HttpOptions``."""
+"""The options that say how servers are talked to: from words to ``ServerOptions``."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from lazyfs.cli.helptext import Rare
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.words import absolute, as_type
 from lazyfs.core.errors import UsageError
-from lazyfs.core.options import HttpOptions, parse_duration
+from lazyfs.core.options import ServerOptions, parse_duration
 from lazyfs.sources.headers import parse_header, parse_value
 
 USER_AGENT = f"lazyfs/{__version__}"
@@ -36,11 +36,11 @@ def add_server_options(parser: Parser) -> None:
         help=Rare("follow redirects from https to http"))  # fmt: skip
 
 
-def http_options(given: argparse.Namespace) -> HttpOptions:
-    return HttpOptions(
+def server_options(given: argparse.Namespace) -> ServerOptions:
+    return ServerOptions(
         connections=given.connections,
         # A read whose server falls silent has time to ask again, over another connection.
-        stall=min(HttpOptions.stall, given.timeout / 3 or HttpOptions.stall),
+        stall=min(ServerOptions.stall, given.timeout / 3 or ServerOptions.stall),
         headers=tuple(field for field in given.header if not isinstance(field, Path)),
         header_files=tuple(file for file in given.header if isinstance(file, Path)),
         header_command=given.header_command,

@@ -47,12 +47,12 @@ def _print(daemons: list[Daemon], *, as_json: bool, clear: bool) -> None:
     if as_json:
         print(json.dumps([daemon.status for daemon in daemons]), flush=True)
         return
-    lines = [line for daemon in daemons for line in _told(daemon.status)]
+    lines = [line for daemon in daemons for line in _lines_of(daemon.status)]
     start = _CLEAR if clear else ""
     print(start + "\n".join(lines or ["nothing runs"]), flush=True)
 
 
-def _told(status: dict[str, Any]) -> Iterator[str]:
+def _lines_of(status: dict[str, Any]) -> Iterator[str]:
     """A daemon for people: where it is, and some lines for each image."""
     yield for_stdout(f"{status['where']}  ({status['front_end']}, process {status['pid']})")
     for image in status["images"]:
@@ -63,12 +63,19 @@ def _told(status: dict[str, Any]) -> Iterator[str]:
 
 def summary(image: dict[str, Any]) -> dict[str, str]:
     """How an image is doing, for people: some lines, by their names."""
+    view = {"view": _view(image["view"])} if image["view"] else {}
     return {
+        **view,
         "here": _here(image),
         "server": _server(image),
         "reads": _reads(image),
         "fetched": _fetched(image),
     }
+
+
+def _view(view: dict[str, Any]) -> str:
+    cached, size = view["cached"], view["size"]
+    return f"{view['chain']}: {format_size(cached)} of {format_size(size)} here"
 
 
 def _here(image: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""What every part of lazyfs may use: devices, ranges, options, errors, addresses."""
+"""Modules that every part of lazyfs may use: devices, ranges, options, errors, addresses."""

@@ -1,7 +1,11 @@
-"""URLs of images: what is secret in them, and what may be shown. Pure.
+"""URLs of images: parsing them, and hiding their secrets. Pure.
 
 A login in a URL (``user:password@``) and the values of a query (signed URLs carry their signature
 there) are secrets: they are sent to the server and kept out of everything else.
+
+The fragment, which is never sent, names the layers on top of the image: ``#part=2``. It is read
+from left to right: words separated by commas, each a name or ``name=value``, percent-encoded
+(RFC 3986 section 2.1). A ``#`` in a file name is written ``%23``.
 """
 
 import hashlib
@@ -12,11 +16,15 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 from lazyfs.core.errors import UsageError
 
 _PORTS = {"http": 80, "https": 443, "nbd": 10809, "nbds": 10809}
-_HTTP = ("http", "https")
+LONGEST_NAME = 255  # bytes of a file's name
+
+HTTP = ("http", "https")
 _UNIX = ("nbd+unix", "nbds+unix")
+NBD = ("nbd", "nbds", *_UNIX)
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%[^\[\]]+)?\](:\d*)?")  # an IPv6 address, and a port
-_FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: a name, if it has one, and a value
-_SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and what is escaped already
+_FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: an optional name, and a value
+_PLAIN = ":/+"  # unescaped in a word of a fragment, besides letters and digits
+_SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and "%" of existing escapes
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,17 @@ class Origin:
     port: int
 
     def may_share(self, other: "Origin") -> bool:
-        """Whether what is told to this origin may be told to ``other``.
+        """Whether credentials for this origin may be sent to ``other``.
 
-        The same origin, or the same host when plain HTTP on its own port has been upgraded.
+        True for the same origin, and for an upgrade from HTTP to HTTPS on the default ports of the
+        same host.
         """
         upgraded = (self.scheme, self.port, other.scheme, other.port) == ("http", 80, "https", 443)
         return self == other or (upgraded and self.host == other.host)
 
 
 def parse(url: str) -> SplitResult:
-    """Split the URL of an image. Raises UsageError for what is none."""
+    """Split the URL of an image. Raises UsageError if it is invalid."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -54,21 +63,21 @@ def parse(url: str) -> SplitResult:
     return parts
 
 
-def is_nbd(url: str) -> bool:
-    """Whether an NBD server has the image, and not one of HTTP."""
-    return parse(url).scheme not in _HTTP
+def scheme(url: str) -> str:
+    """The scheme of an image's URL, like ``"https"``. Raises UsageError."""
+    return parse(url).scheme
 
 
 def origin(url: str) -> Origin:
-    """Raises UsageError for a URL that is not one of HTTP."""
+    """The origin of an HTTP URL. Raises UsageError for other URLs."""
     parts = parse(url)
-    if parts.scheme not in _HTTP:
+    if parts.scheme not in HTTP:
         raise UsageError(f"{shown(url)} is not a URL of HTTP", "give an http:// or https:// URL")
     return Origin(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
 
 
 def login(url: str) -> tuple[str, str] | None:
-    """User and password from the URL, decoded; None when it has none."""
+    """User and password from the URL, decoded; None if it has none."""
     parts = parse(url)
     if parts.username is None:
         return None
@@ -76,23 +85,23 @@ def login(url: str) -> tuple[str, str] | None:
 
 
 def bare(url: str) -> str:
-    """``url`` without login and fragment: what goes into a request."""
+    """``url`` without login and fragment, as used in requests."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, _host_port(parts.netloc), parts.path or "/", parts.query, ""))
 
 
 def on_the_wire(url: str) -> str:
-    """Path and query as they stand in a request line; what may not stand there is escaped."""
+    """Path and query for a request line; invalid characters are escaped."""
     parts = urlsplit(url)
     query = f"?{quote(parts.query, _SAFE)}" if parts.query else ""
     return quote(parts.path, _SAFE) + query
 
 
 def shown(url: str) -> str:
-    """``url`` with nothing secret in it: for messages, logs, ``mount``, metadata.
+    """``url`` without its secrets: for messages, logs, ``mount``, metadata.
 
-    Of what is no URL, next to nothing is shown: nobody can tell what in it is secret. (A password
-    with an unescaped slash makes one: it looks like a port.)
+    An invalid URL is hidden almost entirely, since any part of it may be secret. (A password with
+    an unescaped slash makes a URL invalid: it looks like a port.)
     """
     try:
         parts = urlsplit(url)
@@ -102,42 +111,70 @@ def shown(url: str) -> str:
     if not parts.netloc:
         return "..." if "@" in url else url
     query = _FIELD.sub(lambda field: f"{field[1] or ''}...", parts.query)
+    # An "@" means that this is no fragment, but part of a password with an unescaped "#".
+    fragment = "..." if "@" in parts.fragment else parts.fragment
     return urlunsplit(
-        (parts.scheme, _host_port(parts.netloc), parts.path, query if parts.query else "", "")
+        (
+            parts.scheme,
+            _host_port(parts.netloc),
+            parts.path,
+            query if parts.query else "",
+            fragment,
+        )
     )
 
 
+def split_fragment(where: str) -> tuple[str, str]:
+    """A URL or a path without its fragment, and the fragment ("" for none)."""
+    base, _, fragment = where.partition("#")
+    return base, fragment
+
+
+def words_of(fragment: str) -> list[tuple[str, str]]:
+    """The words of a fragment, decoded: names and values ("" for none)."""
+    found = []
+    for word in fragment.split(",") if fragment else ():
+        name, _, value = word.partition("=")
+        found.append((unquote(name), unquote(value)))
+    return found
+
+
+def quoted(value: str) -> str:
+    """``value``, quoted for a fragment."""
+    return quote(value, _PLAIN)
+
+
 def cache_key(url: str) -> str:
-    """A name for the image's cache: the same for the same image, whoever logs in.
+    """A name for the cache of the image's bytes: the same for all logins and all views.
 
     The query counts, since it may select the image, but only its hash is in the name.
     """
     digest = hashlib.sha256(bare(url).encode()).hexdigest()[:16]
-    return f"{_cut(file_name(url), 128)}-{digest}"
+    return f"{cut(file_name(url), 128)}-{digest}"
 
 
 def file_name(url: str) -> str:
-    """What the image is called in a directory: the last part of the path, or else the host.
+    """The image's name in a directory: the last part of the path, or else the host.
 
     Never empty, ``.`` or ``..``, never with a slash, a control character or over 255 bytes.
     """
     parts = parse(url)
     last = unquote(parts.path.rstrip("/").rpartition("/")[2], errors="replace")
     for name in (last, parts.hostname or ""):
-        safe = _cut("".join(c if c.isprintable() and c != "/" else "_" for c in name), 255)
+        safe = cut("".join(c if c.isprintable() and c != "/" else "_" for c in name), LONGEST_NAME)
         if safe not in ("", ".", ".."):
             return safe
     return "image"
 
 
 def with_ending(url: str, ending: str) -> str:
-    """The URL of the file beside the image whose name is the image's with this ending."""
+    """The URL of a sidecar: the image's name plus ``ending``."""
     parts = parse(url)
-    return urlunsplit(parts._replace(path=parts.path + ending))
+    return urlunsplit(parts._replace(path=parts.path + ending, fragment=""))
 
 
 def _is_host(parts: SplitResult) -> bool:
-    """Whether a URL names a host that can be looked up (labels by RFC 1035 section 2.3.4)."""
+    """Whether a URL has a valid host name (labels by RFC 1035 section 2.3.4) or address."""
     authority = _host_port(parts.netloc)
     if "[" in authority or "]" in authority:
         return bool(_BRACKETED.fullmatch(authority))
@@ -145,7 +182,7 @@ def _is_host(parts: SplitResult) -> bool:
     return all(0 < len(label) < 64 for label in labels)
 
 
-def _cut(name: str, most: int) -> str:
+def cut(name: str, most: int) -> str:
     """As many whole characters of ``name`` as fit into ``most`` bytes of UTF-8."""
     return name.encode()[:most].decode(errors="ignore")
 

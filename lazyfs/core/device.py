@@ -1,33 +1,36 @@
-"""The one verb set that every layer speaks, and the words it uses.
+"""The interface that every layer implements, and its types.
 
-A Device has no cursor: each read names its offset, so any number of readers share one Device.
-Prefetch is a hint sent down through ``ensure``; it is never a second way to read.
+A Device has no cursor: each read gives its offset, so any number of readers share one Device.
+Prefetch is a hint passed down through ``ensure``; it is never a second way to read.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from lazyfs.core.errors import LazyfsError, TransientError
 
 
 class Priority(IntEnum):
     """How urgent a range is; a lower number goes first."""
 
-    DEMAND = 0  # somebody waits for it
+    DEMAND = 0  # a reader waits for it
     READAHEAD = 1  # a reader is expected there soon
-    PRELOAD = 2  # somebody said that it will be wanted
-    FILL = 3  # nobody is expected there; it completes the image
+    PRELOAD = 2  # expected by a profile or a pattern
+    FILL = 3  # no reader is expected there; it completes the image
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What pins one version of an image's content.
+    """The validators that identify one version of an image.
 
-    ``size``: bytes. ``etag``: a strong entity tag, with its quotes, or None (RFC 9110 section
-    8.8.3). ``last_modified``: the Last-Modified field as the server wrote it, or None.
-    ``weak_etag``: of a weak entity tag what stands behind ``W/``, or None. That two are alike
-    promises nothing about bytes (section 8.8.1), so it pins nothing; that they differ says enough.
+    ``size``: bytes.
+    ``etag``: a strong entity tag with its quotes, or None (RFC 9110 section 8.8.3).
+    ``last_modified``: the Last-Modified field as the server sent it, or None.
+    ``weak_etag``: a weak entity tag without its ``W/``, or None. Equal ones say nothing about the
+    bytes (section 8.8.1), so it pins nothing; different ones show a change.
     """
 
     size: int
@@ -37,14 +40,14 @@ class Identity:
 
     @property
     def pinned(self) -> bool:
-        """Whether a later answer can be told from another version of the image."""
+        """Whether it has a validator that tells versions of the image apart."""
         return self.etag is not None or self.last_modified is not None
 
     def matches(self, other: "Identity") -> bool:
         """Whether ``other``, seen later, is the same version as this one.
 
-        The entity tag decides where this one has it. A server that gives a fresh file a weak tag
-        and the same as a strong one a second later (Apache) is still recognised.
+        The entity tag decides if this identity has one. A weak tag that becomes a strong one a
+        second after the file was written (Apache) still matches.
         """
         if self.size != other.size:
             return False
@@ -58,46 +61,57 @@ class Identity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a Device has done so far: counts; bytes unless another unit is named."""
+    """The counts of a Device since it was opened; in bytes unless another unit is named."""
 
     size: int = 0  # of the image
     cached: int = 0  # held locally
-    wanted: int = 0  # asked for by readers
+    wanted: int = 0  # requested by readers
     hits: int = 0  # reads that were served from the cache at once
     misses: int = 0  # reads that had to wait
     fetched: int = 0  # sent by the source
-    prefetched: int = 0  # of these, before anybody asked for them
-    unused: int = 0  # of these, still not asked for by anybody
-    requests: int = 0  # ranges asked of the source
-    under_way: int = 0  # requests that have not ended yet
-    failures: int = 0  # requests that did not end well
+    prefetched: int = 0  # of these, fetched before any read of them
+    unused: int = 0  # of these, not read yet
+    requests: int = 0  # ranges requested from the source
+    under_way: int = 0  # requests in flight
+    failures: int = 0  # requests that failed
     damaged: int = 0  # cached blocks that failed their checksum and were dropped
-    evicted: int = 0  # blocks that went to keep to the cache's limit
-    rate: float = 0.0  # bytes a second that the link brings; 0 until known
+    evicted: int = 0  # blocks evicted for the cache's limit
+    rate: float = 0.0  # of the link, in bytes per second; 0 until known
     round_trip: float = 0.0  # seconds; 0 until known
 
 
 class Link(Protocol):
-    """What is known of the way to a source; each value is 0 until it has been measured."""
+    """The estimates for the link to a source; each value is 0 until it has been measured."""
 
     @property
     def round_trip(self) -> float:
-        """Seconds from asking to the first byte, when nothing else is under way."""
+        """Seconds from a request to the first byte, with nothing else in flight."""
         ...
 
     @property
     def rate(self) -> float:
-        """Bytes a second, over all connections together."""
+        """Bytes per second, over all connections together."""
         ...
 
     @property
     def bandwidth_delay(self) -> int:
-        """Bytes that must be under way to use all of the link."""
+        """Bytes that must be in flight to use the whole link."""
         ...
 
 
+class Trouble(NamedTuple):
+    """The failure that keeps data from arriving. ``since``: trio time of the first in a row."""
+
+    error: LazyfsError
+    since: float
+
+
 class Device(Protocol):
-    """A readable image, or a view of one."""
+    """A readable image, or a view of one.
+
+    Ranges are clamped to the image: ``cached``, ``zeros`` and ``ready`` refer to the part of a
+    range inside it.
+    """
 
     @property
     def identity(self) -> Identity: ...
@@ -108,12 +122,19 @@ class Device(Protocol):
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes at ``offset``; fewer than ``length`` only at the end of the image.
 
-        Raises a LazyfsError when they cannot be had.
+        Raises a LazyfsError.
         """
         ...
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         """Hint that these bytes will be wanted. Returns at once and never fails."""
+        ...
+
+    def ready(self, offset: int, length: int) -> bool:
+        """Whether a read of these bytes would return quickly and without waiting.
+
+        A front end may then read inline, blocking all other readers only for that long.
+        """
         ...
 
     def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
@@ -127,8 +148,8 @@ class Device(Protocol):
         """
         ...
 
-    async def wait_complete(self) -> None:
-        """Wait until every byte is held locally and known to be right."""
+    async def wait_complete(self, offset: int = 0, length: int | None = None) -> None:
+        """Wait until every byte of the image, or of a range, is held locally and verified."""
         ...
 
     def statistics(self) -> Statistics: ...
@@ -136,46 +157,92 @@ class Device(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Lane(Protocol):
-    """The right to have one request under way; given back by ``release``.
+Stream = AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]
 
-    ``last``: no other is left, so what is waiting would have to wait for one.
+
+class Slot(Protocol):
+    """The right to have one request in flight to one host, until ``release``.
+
+    It gives access to that host's streams, link and health.
     """
 
     @property
-    def last(self) -> bool: ...
+    def last(self) -> bool:
+        """Whether no other slot of the host is free: another request would have to wait."""
+        ...
+
+    @property
+    def link(self) -> Link:
+        """The link to this slot's host."""
+        ...
+
+    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+        """Streams for several ranges (offset, length), requested together where that saves time.
+
+        Each stream yields its bytes in order, in pieces of any length, as they arrive: exactly
+        ``length`` bytes of this identity, or a SourceError; bytes yielded before the error are
+        valid. Streams must be entered and left one after the other, in their order.
+        """
+        ...
+
+    def failed(self, error: TransientError) -> None:
+        """Note a request that failed and may succeed later: the host gets a back-off."""
+        ...
+
+    def succeeded(self) -> None:
+        """Note that the host has sent requested data."""
+        ...
 
     def release(self) -> None: ...
 
 
 class Source(Protocol):
-    """Where the bytes of one image come from."""
+    """The origin of one image's bytes."""
 
     @property
-    def identity(self) -> Identity: ...
-
-    @property
-    def link(self) -> Link: ...
-
-    def streams(
-        self, ranges: Sequence[tuple[int, int]]
-    ) -> Sequence[AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]]:
-        """The bytes of several ranges (offset, length), asked for together where that saves time.
-
-        Each stream brings its bytes in order, in pieces of any length, as they come in: exactly
-        ``length`` bytes of this very identity, or a SourceError; what was handed out before the
-        error is right. Streams are to be entered and left one after the other, in their order.
-        """
+    def identity(self) -> Identity:
+        """The image's identity; known after ``open`` or ``expect``."""
         ...
 
-    async def lane(self, priority: Priority) -> Lane:
-        """Wait for the right to start one request at this priority."""
+    @property
+    def opening(self) -> bytes:
+        """The image's first bytes, as far as ``open`` has fetched them."""
+        ...
+
+    @property
+    def link(self) -> Link:
+        """The link that the next request would use."""
+        ...
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """The failure that keeps the source from answering; None for none."""
+        ...
+
+    async def open(self) -> Identity:
+        """Get the image's current identity, and pin that version. Raises a SourceError."""
+        ...
+
+    def expect(self, identity: Identity) -> None:
+        """Assume this identity, known from an earlier run, since the image cannot be opened."""
+        ...
+
+    async def run(self) -> None:
+        """Run the source's background work, until cancelled."""
+        ...
+
+    async def slot(self, priority: Priority) -> Slot:
+        """Wait for a slot for one request at this priority."""
         ...
 
     async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
-        """What ``Device.zeros`` says. Raises a SourceError."""
+        """As ``Device.zeros``. Raises a SourceError."""
         ...
 
     async def rest(self) -> None:
-        """Nothing more is expected: keep no connection open until it is asked again."""
+        """Close idle connections: no request is expected for a while."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release the source's own resources. No request may be in flight."""
         ...

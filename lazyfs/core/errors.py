@@ -1,4 +1,4 @@
-"""Everything that lazyfs can say went wrong.
+"""The errors of lazyfs.
 
 The tree::
 
@@ -30,9 +30,9 @@ The tree::
     +-- ReadTimeout                no data before the read's deadline
     +-- InternalError              a defect of lazyfs itself
 
-A message says what happened and to which image; ``cure`` says what the reader can do about it.
-Foreign exceptions are translated where they enter (``sources/http.py`` and ``direct.py`` by
-``failures.py``, in ``cache/``, ``frontends/`` and ``extraction.py``) and never travel further.
+A message says what happened and to which image; ``cure`` says what the user can do about it.
+Foreign exceptions are translated where they enter (in ``sources/`` by ``failures.py``, in
+``cache/``, ``frontends/`` and ``images/extraction.py``) and never propagate further.
 """
 
 import errno
@@ -41,8 +41,8 @@ import errno
 class LazyfsError(Exception):
     """Root of the tree.
 
-    ``cure`` is a clause that tells the user what to do next. ``usual_cure``: of a class, for those
-    that are made without one.
+    ``cure``: a clause that tells the user what to do next.
+    ``usual_cure``: the class's default for it.
     """
 
     exit_code = 1
@@ -55,7 +55,7 @@ class LazyfsError(Exception):
         self.cure = cure or self.usual_cure
 
     def about(self, image: str) -> "LazyfsError":
-        """This error, with the image that it happened to in front of its message."""
+        """Put the name of the image in front of the message; returns this error."""
         self.message = f"{image}: {self.message}"
         return self
 
@@ -124,7 +124,7 @@ class SourceError(LazyfsError):
 
 
 class TransientError(SourceError):
-    """A failure that time may heal. ``retry_after``: seconds that the server asked us to wait."""
+    """A failure that may pass. ``retry_after``: seconds to wait, by the server's Retry-After."""
 
     def __init__(self, message: str, cure: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, cure)

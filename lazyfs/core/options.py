@@ -1,4 +1,4 @@
-"""What a user can set, as frozen values; and how sizes and durations are written. Pure."""
+"""User options as frozen values; parsing and formatting sizes and durations. Pure."""
 
 import re
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ CACHE_ENDINGS = (
     ".lock",
     ".claim",
     ".catalog",
-)  # what stands beside a cache file that a user named
+)  # of files beside a data file that the user named
 
 MIN_BLOCK_SIZE = 4 * KIB
 MAX_BLOCK_SIZE = MIB
@@ -29,7 +29,7 @@ SMALLEST_CACHE = 16 * MIB
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``"4096"``, ``"64K"``, ``"1M"``, ``"10GiB"``: powers of 1024, as losetup has it.
+    """Bytes from ``"4096"``, ``"64K"``, ``"1M"``, ``"10GiB"``: powers of 1024, as in losetup.
 
     Raises UsageError.
     """
@@ -71,7 +71,7 @@ def is_block_size(size: int) -> bool:
 
 
 def format_size(size: int) -> str:
-    """``size`` bytes for a person: ``"1.5 MiB"``."""
+    """``size`` bytes in human-readable form: ``"1.5 MiB"``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -82,9 +82,9 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True)
 class ReadAheadLimit:
-    """How far to read ahead: ``seconds`` of what the link brings, or ``size`` bytes.
+    """How far to read ahead: ``seconds`` of the link's throughput, or ``size`` bytes.
 
-    ``most``: bytes that it never passes, because they could not be kept.
+    ``most``: upper limit in bytes, because more could not be kept.
     """
 
     seconds: float = 4.0
@@ -92,7 +92,7 @@ class ReadAheadLimit:
     most: int | None = None
 
     def bytes_at(self, rate: float) -> int:
-        """Bytes, at ``rate`` bytes a second (0: not known yet)."""
+        """The limit in bytes at ``rate`` bytes per second (0: not known yet)."""
         if self.size is not None:
             wanted = self.size
         else:
@@ -111,7 +111,7 @@ def parse_readahead(text: str) -> ReadAheadLimit:
 
 
 def parse_rate(text: str) -> float:
-    """Bytes a second from ``"10M/s"``, ``"500K"``. Raises UsageError."""
+    """Bytes per second from ``"10M/s"``, ``"500K"``. Raises UsageError."""
     try:
         rate = parse_size(text.strip().removesuffix("/s"))
     except UsageError:
@@ -122,11 +122,13 @@ def parse_rate(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class HttpOptions:
-    """How to talk to servers. ``stall``: seconds that a silent server is waited for.
+class ServerOptions:
+    """How to talk to servers.
 
-    ``headers``: fields for each request; more of them are in ``header_files``, one a line, and are
-    what ``header_command`` prints, which is for the shell.
+    ``stall``: seconds to wait for a silent server.
+    ``headers``: fields for each request.
+    ``header_files``: files with more fields, one per line.
+    ``header_command``: a shell command that prints more fields.
     """
 
     connections: int = 4
@@ -143,20 +145,21 @@ class HttpOptions:
 
 
 class OnChange(Enum):
-    """What becomes of a cache when the image on the server is another version."""
+    """What to do with a cache if the server has another version of the image."""
 
-    REFETCH = "refetch"  # it is dropped
-    FAIL = "fail"  # it is kept, and not used
+    REFETCH = "refetch"  # drop it
+    FAIL = "fail"  # keep it, and fail
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     """Where blocks are kept, and how many.
 
-    ``files``: a (bitmap, data) pair that the user named, instead of a place in ``directory``.
-    ``block_size``: bytes, or None for the cache's own or else the default. ``limit``: bytes that
-    ``directory`` may take; ``min_free``: bytes that must stay free on its disk; None for no limit.
-    ``must_exist``: whether it is an error if nothing is cached.
+    ``files``: a (bitmap, data) pair that the user named, instead of a cache in ``directory``.
+    ``block_size``: bytes; None for that of the existing cache, or else the default.
+    ``limit``: bytes that ``directory`` may take; None for no limit.
+    ``min_free``: bytes that must stay free on its disk; None for no limit.
+    ``must_exist``: whether a missing cache is an error.
     """
 
     directory: Path
@@ -171,19 +174,27 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """One image: where it is, what its file is called in the mount, how its server is talked to."""
+    """One image.
+
+    ``url``: with the layers in its fragment.
+    ``name``: of its file.
+    ``choose_partition``: whether a partitioned image without layers means its only partition with
+    a filesystem.
+    """
 
     url: str
     name: str
-    http: HttpOptions = field(default_factory=HttpOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
+    choose_partition: bool = False
 
 
 @dataclass(frozen=True)
 class PreloadOptions:
-    """What to fetch before it is asked for, and what to write down for the next time.
+    """What to preload, and what to record for the next run.
 
-    ``patterns``: of paths in an ISO image. ``profile``: a file, or ``AUTO`` for the one that lies
-    beside the image on its server; ``any_version``: also if it is of another version of the image.
+    ``patterns``: of paths in an ISO image.
+    ``profile``: a file, or ``AUTO`` for the sidecar of the image on its server.
+    ``any_version``: whether to use the profile even if it is of another version of the image.
     ``record``: the file for a new profile.
     """
 
@@ -195,7 +206,7 @@ class PreloadOptions:
 
 AUTO = Path("auto")
 
-EACH_REQUEST = 5  # a level of the log, below DEBUG: a line for each request
+EACH_REQUEST = 5  # a log level below DEBUG: a line for each request
 
 
 @dataclass(frozen=True)
@@ -207,23 +218,23 @@ class LogOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """How images are fetched and cached. ``timeout``: seconds until a read fails, 0 for never."""
+    """How images are fetched and cached. ``timeout``: seconds until a read fails; 0 for never."""
 
     images: tuple[ImageOptions, ...]
     cache: CacheOptions
     timeout: float = 60.0
     readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
     fill: bool = False
-    rate: float | None = None  # bytes a second that fill may take
-    nbd_fixed: bool = False  # whether the user vouches for it that exports never change
+    rate: float | None = None  # limit for the fill, in bytes per second
+    nbd_fixed: bool = False  # whether the user vouches that exports never change
     preload: PreloadOptions = field(default_factory=PreloadOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DaemonOptions(StackOptions):
-    """Images that are there until somebody ends it.
+    """Images that a daemon serves until it is ended.
 
-    ``system``: whether a root filesystem will stand on them; see ``storagedaemon.py``.
+    ``system``: whether a root filesystem will be on them; see ``system/rootstorage.py``.
     """
 
     log: LogOptions
@@ -236,16 +247,18 @@ class MountOptions(DaemonOptions):
     """One mount."""
 
     mountpoint: Path
-    browse: bool = False  # whether the tree in the image is shown, and not the image
-    fuse: tuple[str, ...] = ()  # options that go to the kernel or to fusermount3 as they are
+    browse: bool = False  # whether to show the tree in the image, not the image
+    fuse: tuple[str, ...] = ()  # options passed unchanged to the kernel or to fusermount3
 
 
 @dataclass(frozen=True)
 class TlsOptions:
-    """``certificates``: a directory with the certificates, named as nbdkit and qemu name them.
+    """TLS for a server: certificates or pre-shared keys.
 
-    ``verify_peer``: whether clients need one too. ``keys``: instead of all that, a file with lines
-    ``NAME:KEY``, keys in hexadecimal, as psktool(1) writes them.
+    ``certificates``: a directory with the certificates, named as in nbdkit and qemu.
+    ``verify_peer``: whether clients need one too.
+    ``keys``: used instead of certificates: a file with lines ``NAME:KEY``, keys in hexadecimal, as
+    psktool(1) writes them.
     """
 
     certificates: Path | None = None

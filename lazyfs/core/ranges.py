@@ -1,7 +1,7 @@
 """Arithmetic on half-open ranges of bytes or blocks. Pure.
 
-A range is ``Span(start, stop)``: ``start`` is in it, ``stop`` is not. The unit (bytes, blocks) is
-the caller's and is named where a span is stored.
+A range is ``Span(start, stop)``: ``start`` is in it, ``stop`` is not. The caller chooses the unit
+(bytes, blocks) and names it where a span is stored.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ def bytes_of(blocks: Span, block_size: int, size: int) -> Span:
 
 
 def merged(spans: Iterable[Span], gap: int = 0) -> list[Span]:
-    """The same, sorted, in as few spans as can be; those up to ``gap`` apart become one."""
+    """The spans sorted and merged; those up to ``gap`` apart become one."""
     found: list[Span] = []
     for span in sorted(spans):
         if span.stop <= span.start:

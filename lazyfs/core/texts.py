@@ -1,6 +1,6 @@
-"""Text from elsewhere, made safe to show."""
+"""Making foreign text safe to show."""
 
 
 def printable(text: str) -> str:
-    """``text`` without what a terminal would obey, or cannot show: that becomes ``?``, as in ls."""
+    """``text`` with control and other unprintable characters replaced by ``?``, as in ls."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -43,8 +43,10 @@ _IMAGE = {
     **dict.fromkeys(("complete", "filling", "paused"), bool),
     **dict.fromkeys(("flow", "trouble_for", "round_trip"), int | float),
     "seconds_left": int | float | None,
+    "view": dict | None,
     "slowest": list,
 }
+_VIEW = {"chain": str, "size": int, "cached": int}
 
 
 @dataclass(frozen=True)
@@ -163,12 +165,16 @@ def _clear_away(path: Path) -> None:
 
 def _checked(status: dict[str, Any]) -> dict[str, Any]:
     """A status in which is what we use of it. Raises ControlError."""
-    known = _has(status, _STATUS) and all(_has(image, _IMAGE) for image in status["images"])
+    known = _has(status, _STATUS) and all(_is_image(image) for image in status["images"])
     if not known or not all(isinstance(place, str) for place in status["places"]):
         raise ControlError(
             "a daemon says of itself what makes no sense", "use the same lazyfs on both sides"
         )
     return status
+
+
+def _is_image(value: Any) -> bool:
+    return _has(value, _IMAGE) and (value.get("view") is None or _has(value["view"], _VIEW))
 
 
 def _has(value: Any, fields: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""What a running daemon says of itself, and what it can be told over its control socket.
+"""The commands that a running daemon takes over its control socket.
 
-docs/control.rst describes each, with the fields of what it answers.
+docs/control.rst describes each, with the fields of its answer.
 """
 
 import contextlib
@@ -14,43 +14,43 @@ from typing import Any
 import trio
 
 from lazyfs import __version__
-from lazyfs.core.device import Priority
 from lazyfs.core.errors import ControlError, ImageError, ProfileError
 from lazyfs.core.options import parse_rate
 from lazyfs.daemon import logs
 from lazyfs.daemon.client import own_socket
 from lazyfs.daemon.controlsocket import ControlServer, Handler, listening_at
 from lazyfs.daemon.handover import Outcome
-from lazyfs.images.open import Image, Stack
+from lazyfs.images.image import Image
+from lazyfs.images.open import Stack
 from lazyfs.images.preloading import Preloader
 from lazyfs.protocols.control import MOST_CELLS
 
 log = logging.getLogger(__name__)
 
 
-async def _nothing_to_give(image: Image) -> list[Outcome]:
+async def _nothing_to_hand_over(image: Image) -> list[Outcome]:
     raise ControlError(
         f"no loop device stands on {image.name} here", "mount it, and loop-mount that"
     )
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontEnd:
     """The front end of a daemon. ``kind``: "fuse", "loop", "nbd" or "serve"; ``places``: the mount
     point, the device, or all URIs.
 
-    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. ``give_away``:
+    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. ``hand_over``:
     move what stands on a complete image to its copy; raises a LazyfsError where that cannot be.
     """
 
     kind: str
     places: tuple[str, ...]
     end: Callable[[], Awaitable[object]]
-    give_away: Callable[[Image], Awaitable[Sequence[Outcome]]] = _nothing_to_give
+    hand_over: Callable[[Image], Awaitable[Sequence[Outcome]]] = _nothing_to_hand_over
 
 
-def let_steer(
-    front: Front,
+def serve_control(
+    front: FrontEnd,
     stack: Stack,
     nursery: trio.Nursery,
     closing: contextlib.AsyncExitStack,
@@ -65,14 +65,14 @@ def let_steer(
         log.warning("lazyfs status will not show this: %s", error)
         return
     recent = closing.enter_context(logs.remembering())
-    handlers = Steering(front, stack, recent).handlers()
+    handlers = Commands(front, stack, recent).handlers()
     nursery.start_soon(ControlServer(handlers).listen, listener)
 
 
-class Steering:
+class Commands:
     """The commands of one daemon."""
 
-    def __init__(self, front: Front, stack: Stack, recent: Iterable[str]) -> None:
+    def __init__(self, front: FrontEnd, stack: Stack, recent: Iterable[str]) -> None:
         """``recent``: the last lines of the log, at any time."""
         self._front = front
         self._stack = stack
@@ -122,7 +122,7 @@ class Steering:
         """Fetch all the rest, too."""
         for image in self._picked(fields):
             image.cache.resume()
-            await image.cache.ensure(0, image.cache.identity.size, Priority.FILL)
+            await image.fill()
         return {}
 
     async def _pause(self, fields: dict[str, Any]) -> Mapping[str, Any]:
@@ -179,8 +179,8 @@ class Steering:
         return {}
 
     async def _reload(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Read anew what says to servers who we are."""
-        await self._stack.renew_logins()
+        """Reload credentials."""
+        await self._stack.reload_credentials()
         log.info("logins are read anew")
         return {}
 
@@ -189,7 +189,7 @@ class Steering:
         found = [
             outcome
             for image in self._picked(fields)
-            for outcome in await self._front.give_away(image)
+            for outcome in await self._front.hand_over(image)
         ]
         return {"devices": [asdict(outcome) for outcome in found]}
 
@@ -211,7 +211,8 @@ class Steering:
 
 
 def _described(image: Image) -> dict[str, Any]:
-    state, statistics, now = image.cache.state(), image.device.statistics(), trio.current_time()
+    """An image for a status. What is counted is of its source; ``view`` is what readers see."""
+    state, statistics, now = image.cache.state(), image.cache.statistics(), trio.current_time()
     left = statistics.size - statistics.cached
     flow = min(state.flow, state.fill_rate or state.flow)
     lasting = left / flow if state.filling and not state.paused and flow > 1 else None
@@ -225,10 +226,17 @@ def _described(image: Image) -> dict[str, Any]:
             for at, offset, length, seconds in state.slowest
         ],
         "seconds_left": lasting,
+        "view": _viewed(image) if image.layers else None,
     }
 
 
+def _viewed(image: Image) -> dict[str, Any]:
+    """The view of an image with layers: its chain, and sizes in bytes."""
+    statistics = image.device.statistics()
+    return {"chain": image.chain, "size": statistics.size, "cached": statistics.cached}
+
+
 def _mapped(image: Image, count: int) -> dict[str, Any]:
-    """Each part as [local, ahead, coming]."""
+    """The parts of an image's source, each as [local, ahead, coming]."""
     cells = image.cache.cells(count)
-    return {"name": image.name, "size": image.device.identity.size, "cells": cells}
+    return {"name": image.name, "size": image.cache.identity.size, "cells": cells}

@@ -1,7 +1,11 @@
-"""Hand-over: when an image is complete, what stands on its file moves to the local copy.
+"""Hand-over: when an image is complete, loop devices on its file move to the local copy.
 
 A read-only loop device lets its backing file be changed under a mounted filesystem. From then on
 reads run at the speed of the local disk, and the daemon is no longer needed for them.
+
+A view that is a part of its image moves to a second loop device, which shows that part of the copy:
+the first one cannot be given an offset and another file in one step, and between two steps it would
+show wrong bytes.
 """
 
 import logging
@@ -14,6 +18,8 @@ import trio
 
 from lazyfs.core.device import Device
 from lazyfs.core.errors import ControlError
+from lazyfs.core.ranges import Span
+from lazyfs.images.image import Image
 from lazyfs.system.loopdevice import (
     change_backing_file,
     kinds_that_would_die,
@@ -35,68 +41,85 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Exposed:
+class LocalCopy:
+    """The file that holds an image once it is complete. ``window``: the bytes of it that the view
+    is; None for all of them.
+    """
+
+    file: Path
+    window: Span | None = None
+
+    @classmethod
+    def of(cls, image: Image) -> "LocalCopy | None":
+        """The copy of an image's view; None if there is none on disk that could take over."""
+        if image.data_file is None or image.window is None:
+            return None
+        return cls(image.data_file, image.window if image.layers else None)
+
+
+@dataclass(frozen=True)
+class ExportedFile:
     """An image as the file that others see.
 
-    ``copy``: the file that is the whole image once it is complete; None without a cache on disk.
-    ``filesystem``: major:minor of the mount that ``file`` lies on.
+    ``copy``: None if nothing could take over. ``filesystem``: major:minor of the mount that
+    ``file`` lies on.
     """
 
     image: Device
-    copy: Path | None
+    copy: LocalCopy | None
     file: Path
     filesystem: str
 
 
-async def hand_over_when_complete(exposed: Exposed) -> None:
+async def hand_over_when_complete(exported: ExportedFile) -> None:
     """While an image is complete, move the loop devices on its file to the local copy.
 
     Those that are set up later, too: until cancelled.
     """
-    if exposed.copy is None:
+    if exported.copy is None:
         return
     staying: set[str] = set()
     while True:
-        await exposed.image.wait_complete()
-        found = set(loops_below(exposed.file))
+        await exported.image.wait_complete()
+        found = set(loops_below(exported.file))
         for device in sorted(found - staying):
-            await _moved(exposed, device, exposed.copy)
-        staying = found & set(loops_below(exposed.file))
+            await _moved(exported, device, exported.copy)
+        staying = found & set(loops_below(exported.file))
         await trio.sleep(LOOK_EVERY)
 
 
-async def hand_over(exposed: Exposed) -> list[Outcome]:
+async def hand_over(exported: ExportedFile) -> list[Outcome]:
     """Move the loop devices on the file of an image now; says what became of each.
 
     Raises ControlError if the image is not complete, or has no copy.
     """
-    if exposed.copy is None:
+    if exported.copy is None:
         raise ControlError(
-            f"{exposed.file.name} has no cache on disk that could take over",
+            f"{exported.file.name} has no cache on disk that could take over",
             "mount it without --no-cache",
         )
-    if not await _is_complete(exposed.image):
+    if not await _is_complete(exported.image):
         raise ControlError(
-            f"{exposed.file.name} is not complete", "lazyfs fill --wait completes it"
+            f"{exported.file.name} is not complete", "lazyfs fill --wait completes it"
         )
-    found = loops_below(exposed.file)
-    return [await _moved(exposed, device, exposed.copy) for device in found]
+    found = loops_below(exported.file)
+    return [await _moved(exported, device, exported.copy) for device in found]
 
 
-async def _moved(exposed: Exposed, device: str, copy: Path) -> Outcome:
+async def _moved(exported: ExportedFile, device: str, copy: LocalCopy) -> Outcome:
     """Move one loop device to ``copy``, unless it has to stay, or the image is not complete."""
 
     def still_complete() -> bool:
-        return trio.from_thread.run(_is_complete, exposed.image)
+        return trio.from_thread.run(_is_complete, exported.image)
 
     try:
         # In a thread: the kernel waits for reads under way, which this very loop answers.
         stays = await trio.to_thread.run_sync(
-            _hand_over, device, exposed.filesystem, copy, still_complete
+            _hand_over, device, exported.filesystem, copy, still_complete
         )
     except OSError as error:
         stays = str(error.strerror)
-        log.warning("%s stays on %s: %s", device, exposed.file, stays)
+        log.warning("%s stays on %s: %s", device, exported.file, stays)
     return Outcome(device, stays)
 
 
@@ -107,14 +130,16 @@ async def _is_complete(image: Device) -> bool:
     return False
 
 
-def _hand_over(device: str, filesystem: str, copy: Path, still_complete: Callable[[], bool]) -> str:
+def _hand_over(
+    device: str, filesystem: str, copy: LocalCopy, still_complete: Callable[[], bool]
+) -> str:
     """Move a loop device; returns why it stays, or nothing if it was moved. Raises OSError."""
     if not stands_on(device, filesystem):
         return "it stands on something else"
     if kinds := kinds_that_would_die(device):
         log.info("%s stays: %s would not survive the change", device, *kinds)
         return f"{', '.join(kinds)} would not survive the change"
-    if not change_backing_file(device, copy, still_complete):
+    if not change_backing_file(device, copy.file, still_complete, copy.window):
         return "the image is not complete any more"
-    log.info("%s now stands on the complete copy %s", device, os.readlink(copy))
+    log.info("%s now stands on the complete copy %s", device, os.readlink(copy.file))
     return ""

@@ -1,49 +1,153 @@
-"""What all daemons have in common, whatever they do with their images: how they come and go."""
+"""The life of a daemon: one order in which all of them begin, are steered, and end.
+
+1. The images are opened, and fetching starts.
+2. The front end comes up (``Daemon.begin``) and serves.
+3. From here on signals are heard.
+4. Preloads start, and the control socket answers.
+5. The last steps before users may come (``Daemon.finish``).
+6. The log goes to its destination, and whoever started the daemon is told that it is ready.
+7. The end: a signal, a command, or the front end's own (``Life.end``, ``Life.fail``).
+8. The front end closes, then the images are saved. A signal that comes meanwhile is ignored.
+"""
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+
+import trio
 
 from lazyfs.core.errors import LazyfsError
 from lazyfs.core.options import DaemonOptions
 from lazyfs.core.texts import printable
 from lazyfs.daemon import logs
+from lazyfs.daemon.commands import FrontEnd, serve_control
 from lazyfs.daemon.daemonize import Ready, run_daemon, tell_failure
 from lazyfs.images.open import Stack, open_stack
+from lazyfs.images.preloading import preload
 from lazyfs.system import rootstorage
-from lazyfs.system.eventloop import run_to_the_end
+from lazyfs.system.eventloop import run_to_the_end, signals_until_saved
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[LazyfsError], int]
 
 
-def live(options: DaemonOptions, report: Report, life: Callable[[Ready], Awaitable[int]]) -> int:
-    """Live a daemon's life, here or in the background; returns the exit code for the shell.
+class Life:
+    """One run of a daemon.
 
-    ``report`` tells the user of an error that comes before it is ready, and says the exit code.
+    ``closing``: closes the front end, before the images are saved. ``ready``: set when users have
+    been told that they may come. ``exit_code``: for the shell.
+    """
+
+    def __init__(
+        self, stack: Stack, nursery: trio.Nursery, closing: contextlib.AsyncExitStack
+    ) -> None:
+        self.stack = stack
+        self.nursery = nursery
+        self.closing = closing
+        self.ready = trio.Event()
+        self.exit_code = 0
+        self.failure: LazyfsError | None = None
+
+    def end(self) -> None:
+        """End the daemon."""
+        self.nursery.cancel_scope.cancel()
+
+    def fail(self, error: LazyfsError) -> None:
+        """End the daemon with an error."""
+        self.failure = error
+        self.end()
+
+
+class Daemon(ABC):
+    """What a daemon does with its images.
+
+    ``begun``: what is logged of each image at the beginning, between its URL and its place.
+    ``ended``: what is logged in the end, when all is saved. Empty for nothing.
+    """
+
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+    begun = ""
+    ended = ""
+
+    @abstractmethod
+    async def begin(self, life: Life) -> FrontEnd:
+        """Bring the front end up, and start to serve. Raises a LazyfsError."""
+
+    async def finish(self, life: Life) -> None:  # noqa: B027  # most have nothing left to do
+        """What is left to do before users are told that they may come. Raises a LazyfsError."""
+
+    def clean_up(self) -> None:  # noqa: B027
+        """Remove what is left, however the daemon has ended; the last of its actions."""
+
+    @abstractmethod
+    async def signalled(self, number: int, life: Life) -> None:
+        """A signal has come: end, or say why not. The next one is heard after this."""
+
+
+def run(options: DaemonOptions, report: Report, daemon: Daemon) -> int:
+    """Run a daemon, here or in the background; returns the exit code for the shell.
+
+    ``report`` tells the user of an error that comes before it is ready, and returns the exit code.
     """
 
     def work(ready: Ready) -> int:
-        # Until it is ready the user looks on, and is told what he would want to know.
+        # Until it is ready, the user sees stderr, and is told of warnings there.
         level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
         logs.use(logs.terminal(options.log), level)
         try:
-            return run_to_the_end(life, ready)
+            code = run_to_the_end(_live, options, daemon, ready)
         except LazyfsError as error:
             if options.foreground:
                 # While a service waits for its next attempt, systemctl shows nothing of its log.
                 tell_failure(printable(str(error)))
             return report(error)
+        finally:
+            daemon.clean_up()
+        if daemon.ended:
+            log.info("%s", daemon.ended)
+        return code
 
     return run_daemon(work, foreground=options.foreground)
 
 
-@asynccontextmanager
-async def images_of(
-    options: DaemonOptions,
-) -> AsyncIterator[tuple[Stack, contextlib.AsyncExitStack]]:
-    """The images of a daemon; and what ends only when all of them are saved."""
+async def _live(options: DaemonOptions, daemon: Daemon, ready: Ready) -> int:
+    """Live through all of it; returns the exit code. Raises a LazyfsError."""
     if options.system:
         rootstorage.harden()
     async with contextlib.AsyncExitStack() as saved, open_stack(options) as stack:
-        yield stack, saved
+        log_handler = logs.destination(options)
+        async with contextlib.AsyncExitStack() as closing, trio.open_nursery() as nursery:
+            life = Life(stack, nursery, closing)
+            nursery.start_soon(stack.run)
+            try:
+                front_end = await daemon.begin(life)
+                signals = saved.enter_context(signals_until_saved(*daemon.signals))
+                nursery.start_soon(_hear, daemon, signals, life)
+                for image in stack.images:
+                    nursery.start_soon(preload, image, options.preload)
+                serve_control(front_end, stack, nursery, closing)
+                await daemon.finish(life)
+            except LazyfsError as error:
+                life.fail(error)
+            else:
+                logs.use(log_handler, options.log.level)
+                ready()
+                life.ready.set()
+                for image in stack.images if daemon.begun else ():
+                    log.info("%s %s %s", image.url, daemon.begun, front_end.places[0])
+    if life.failure is not None:
+        raise life.failure
+    return life.exit_code
+
+
+async def _hear(daemon: Daemon, signals: AsyncIterator[int], life: Life) -> None:
+    async for number in signals:
+        await daemon.signalled(number, life)
+
+
+async def end_by_signal() -> None:
+    """End as on SIGTERM."""
+    signal.raise_signal(signal.SIGTERM)

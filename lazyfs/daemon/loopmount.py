@@ -17,7 +17,7 @@ import trio
 from lazyfs.core.errors import LazyfsError, MountError
 from lazyfs.core.options import MountOptions, OnChange
 from lazyfs.daemon.leftovers import RUNTIME, answers, clear_away
-from lazyfs.daemon.mount import Use, mount
+from lazyfs.daemon.mount import Consumer, mount
 from lazyfs.system import programs
 from lazyfs.system.loopdevice import (
     attach,
@@ -65,7 +65,7 @@ def loop_mount(
     if loop.repair:
         cache = replace(options.cache, on_change=OnChange.FAIL, must_exist=True)
         options = replace(options, cache=cache)
-    use = Use(begin, "loop", options.mountpoint)
+    use = Consumer(begin, "loop", options.mountpoint)
     return mount(replace(options, mountpoint=inner), report, use)
 
 

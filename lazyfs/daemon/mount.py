@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,33 +15,34 @@ import trio
 
 from lazyfs.core import address
 from lazyfs.core.device import Device
-from lazyfs.core.errors import ControlError, LazyfsError, MountError, UsageError
+from lazyfs.core.errors import ControlError, MountError, UsageError
 from lazyfs.core.options import MountOptions
-from lazyfs.daemon import logs
-from lazyfs.daemon.commands import Front, let_steer
-from lazyfs.daemon.daemonize import Ready
-from lazyfs.daemon.handover import Exposed, Outcome, hand_over, hand_over_when_complete
-from lazyfs.daemon.lifecycle import Report, images_of, live
+from lazyfs.daemon import lifecycle
+from lazyfs.daemon.commands import FrontEnd
+from lazyfs.daemon.handover import (
+    ExportedFile,
+    LocalCopy,
+    Outcome,
+    hand_over,
+    hand_over_when_complete,
+)
+from lazyfs.daemon.lifecycle import Daemon, Life, Report
 from lazyfs.formats.filecontent import Content
 from lazyfs.formats.tree import Node, Tree
 from lazyfs.frontends.fuse import FuseMount, ReadOnlyFilesystem
 from lazyfs.frontends.fuseimages import ImageFile, ImageFiles
 from lazyfs.frontends.fusetree import TreeFiles
 from lazyfs.images.catalogs import naming, tree_of
-from lazyfs.images.open import Image, Stack
-from lazyfs.images.preloading import preload
-from lazyfs.system.eventloop import signals_until_saved
+from lazyfs.images.image import Image
 from lazyfs.system.holders import holders_of_mount
 from lazyfs.system.loopdevice import loops_below
 from lazyfs.system.mountinfo import KIND, mount_on
 
 log = logging.getLogger(__name__)
 
-_ENDING = signal.SIGTERM, signal.SIGINT
-
 
 @dataclass(frozen=True)
-class Use:
+class Consumer:
     """The one use that a mount is made for.
 
     ``begin`` is called when the image can be read, and before the caller is told so; when what it
@@ -54,24 +55,13 @@ class Use:
     where: Path
 
 
-def mount(options: MountOptions, report: Report, use: Use | None = None) -> int:
+def mount(options: MountOptions, report: Report, consumer: Consumer | None = None) -> int:
     """Mount and serve; returns the exit code for the shell.
 
-    In the background unless ``options.foreground``. ``report`` tells the user of an error that
-    comes before the image is readable, and says the exit code for it.
+    In the background unless ``options.foreground``. ``report``: see ``lifecycle.run``.
     """
     check_mountpoint(options)
-
-    async def life(ready: Ready) -> int:
-        try:
-            await _serve(options, ready, use)
-        finally:
-            if use is not None:
-                with contextlib.suppress(OSError):  # still mounted, somewhere else in use
-                    options.mountpoint.rmdir()
-        return 0
-
-    return live(options, report, life)
+    return lifecycle.run(options, report, _Mounted(options, consumer))
 
 
 def check_mountpoint(options: MountOptions) -> None:
@@ -101,95 +91,100 @@ def check_mountpoint(options: MountOptions) -> None:
         raise MountError(f"/dev/fuse {why}", "load the kernel module fuse, or ask for access to it")
 
 
-async def _serve(options: MountOptions, ready: Ready, use: Use | None) -> None:
-    """Open the images, mount them, and answer until unmounted or told to end."""
-    failure: LazyfsError | None = None
-    async with images_of(options) as (stack, saved), contextlib.AsyncExitStack() as closing:
-        log_handler = logs.destination(options)
+class _Mounted(Daemon):
+    """Images that are mounted."""
+
+    begun = "is mounted on"
+
+    def __init__(self, options: MountOptions, consumer: Consumer | None) -> None:
+        self._options = options
+        self._mountpoint = options.mountpoint
+        self._consumer = consumer
+        self._warned = False
+        self.ended = f"{options.mountpoint} is unmounted"
+
+    async def begin(self, life: Life) -> FrontEnd:
+        options, consumer = self._options, self._consumer
         # Asked of our own mount, from the loop that serves it, this would wait for itself.
-        single = options.mountpoint.is_file()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stack.run)
-            try:
-                filesystem = await _filesystem(options, stack.images, single, use is not None)
-                fuse_mount = FuseMount(options.mountpoint, filesystem, _fuse_options(options))
-                closing.callback(fuse_mount.close)
-                in_use = trio.Event()
-                signals = saved.enter_context(signals_until_saved(*_ENDING))
-                hear = partial(_end_on_signal, signals, options.mountpoint, fuse_mount, in_use)
-                nursery.start_soon(hear, nursery)
-                _start_serving(nursery, options, stack, fuse_mount)
-                exposed = _exposed(options, stack, single, fuse_mount)
-                let_steer(_front(options, use, exposed), stack, nursery, closing)
-                if use is not None:
-                    await use.begin()
-                    nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)
-                for one in exposed.values():
-                    nursery.start_soon(hand_over_when_complete, one)
-                logs.use(log_handler, options.log.level)
-                ready()
-                in_use.set()
-            except LazyfsError as error:
-                failure = error
-                nursery.cancel_scope.cancel()
-            else:
-                for image in stack.images:
-                    log.info("%s is mounted on %s", image.url, options.mountpoint)
-    if failure is not None:
-        raise failure
-    log.info("%s is unmounted", options.mountpoint)
-
-
-def _exposed(
-    options: MountOptions, stack: Stack, single: bool, fuse_mount: FuseMount
-) -> dict[str, Exposed]:
-    """The files of this mount that are images, by the images' names."""
-    place = options.mountpoint
-    return {
-        image.name: Exposed(
-            image.device,
-            image.local_copy,
-            place if single else place / image.name,
-            fuse_mount.device,
+        single = self._mountpoint.is_file()
+        images = life.stack.images
+        filesystem = await _filesystem(options, images, single, consumer is not None)
+        self._fuse = FuseMount(self._mountpoint, filesystem, _fuse_options(options))
+        life.closing.callback(self._fuse.close)
+        life.nursery.start_soon(self._answer, life)
+        self._exported = {} if options.browse else self._files_of(images, single)
+        return FrontEnd(
+            "fuse" if consumer is None else consumer.front_end,
+            (str(self._mountpoint if consumer is None else consumer.where),),
+            self._end_if_unused,
+            self._hand_over,
         )
-        for image in (() if options.browse else stack.images)
-    }
 
+    async def finish(self, life: Life) -> None:
+        if self._consumer is not None:
+            await self._consumer.begin()
+            life.nursery.start_soon(self._end_when_unused, life)
+        for file in self._exported.values():
+            life.nursery.start_soon(hand_over_when_complete, file)
 
-def _front(options: MountOptions, use: Use | None, exposed: dict[str, Exposed]) -> Front:
-    async def give_away(image: Image) -> list[Outcome]:
-        if options.browse:
+    async def signalled(self, number: int, life: Life) -> None:
+        """End, unless a loop device would lose its file: say so, and wait until it is gone.
+
+        A second signal ends it all the same, and so does the first while nobody has been told yet
+        that the mount may be used.
+        """
+        loops = loops_below(self._mountpoint)
+        if not loops or self._warned or not life.ready.is_set():
+            log.info("ending on %s", signal.Signals(number).name)
+            if os.geteuid() == 0:
+                await trio.to_thread.run_sync(self._fuse.abort)
+            life.end()
+            return
+        self._warned = True
+        log.error(
+            "not ending yet: %s is in use by %s; unmount what stands on it "
+            "(a second signal ends lazyfs all the same)",
+            self._mountpoint,
+            ", ".join(loops),
+        )
+        life.nursery.start_soon(self._end_when_unused, life)
+
+    async def _answer(self, life: Life) -> None:
+        await self._fuse.run()
+        life.end()
+
+    async def _end_when_unused(self, life: Life) -> None:
+        await self._fuse.wait_unused()
+        life.end()
+
+    async def _end_if_unused(self) -> None:
+        """End as on a signal. Raises ControlError if anybody would be in the way."""
+        holders = await trio.to_thread.run_sync(_holders, self._mountpoint)
+        if holders:
+            raise ControlError(f"it is in use: {'; '.join(holders)}", "end that first")
+        signal.raise_signal(signal.SIGTERM)
+
+    async def _hand_over(self, image: Image) -> list[Outcome]:
+        if self._options.browse:
             raise ControlError("a tree is shown here, and no image", "mount without --browse")
-        return await hand_over(exposed[image.name])
+        return await hand_over(self._exported[image.name])
 
-    return Front(
-        "fuse" if use is None else use.front_end,
-        (str(options.mountpoint if use is None else use.where),),
-        partial(_end_if_unused, options.mountpoint),
-        give_away,
-    )
+    def _files_of(self, images: Sequence[Image], single: bool) -> dict[str, ExportedFile]:
+        """The files of this mount that are images, by the images' names."""
+        return {
+            image.name: ExportedFile(
+                image.device,
+                LocalCopy.of(image),
+                self._mountpoint if single else self._mountpoint / image.name,
+                self._fuse.device,
+            )
+            for image in images
+        }
 
-
-def _start_serving(
-    nursery: trio.Nursery,
-    options: MountOptions,
-    stack: Stack,
-    fuse_mount: FuseMount,
-) -> None:
-    """Start all that runs while a mount lives; it ends with the mount."""
-
-    async def answer() -> None:
-        await fuse_mount.run()
-        nursery.cancel_scope.cancel()
-
-    nursery.start_soon(answer)
-    for image in stack.images:
-        nursery.start_soon(preload, image, options.preload)
-
-
-async def _end_when_unused(fuse_mount: FuseMount, scope: trio.CancelScope) -> None:
-    await fuse_mount.wait_unused()
-    scope.cancel()
+    def clean_up(self) -> None:
+        if self._consumer is not None:
+            with contextlib.suppress(OSError):  # still mounted, somewhere else in use
+                self._mountpoint.rmdir()
 
 
 async def _filesystem(
@@ -201,10 +196,10 @@ async def _filesystem(
     sizes, and so knows them when we are dead. That is what the repair of a loop device needs: its
     size is compared with the dead file's.
     """
-    files = [ImageFile(i.name, i.device, i.url, i.key, i.mtime) for i in images]
+    files = [ImageFile(i.name, i.device, i.url, i.view_id, i.mtime) for i in images]
     if options.browse:
         with naming(images[0].url):
-            tree = await tree_of(images[0].device, images[0].notebook)
+            tree = await tree_of(images[0].device, images[0].catalog_file)
         return TreeFiles(tree.root, partial(_reader, images[0].device), files[0])
     return ImageFiles(files, single, 1e9 if for_ever else 1.0)
 
@@ -231,45 +226,6 @@ def _fuse_options(options: MountOptions) -> set[str]:
     return {*options.fuse, *shown} | (set() if alone else {"default_permissions"})
 
 
-async def _end_if_unused(mountpoint: Path) -> None:
-    """End as on a signal. Raises ControlError if anybody would be in the way."""
-    holders = await trio.to_thread.run_sync(_holders, mountpoint)
-    if holders:
-        raise ControlError(f"it is in use: {'; '.join(holders)}", "end that first")
-    signal.raise_signal(signal.SIGTERM)
-
-
 def _holders(mountpoint: Path) -> list[str]:
     loops = [f"{loop} stands on it" for loop in loops_below(mountpoint)]
     return loops + holders_of_mount(mountpoint)
-
-
-async def _end_on_signal(
-    signals: AsyncIterator[int],
-    mountpoint: Path,
-    fuse_mount: FuseMount,
-    in_use: trio.Event,
-    nursery: trio.Nursery,
-) -> None:
-    """End on SIGTERM or SIGINT, unless a loop device would lose its file: say so, and wait for it.
-
-    A second signal ends it all the same, and so does the first while ``in_use`` is not set: nobody
-    has been told yet that he may use it.
-    """
-    warned = False
-    async for number in signals:
-        loops = loops_below(mountpoint)
-        if not loops or warned or not in_use.is_set():
-            log.info("ending on %s", signal.Signals(number).name)
-            if os.geteuid() == 0:
-                await trio.to_thread.run_sync(fuse_mount.abort)
-            nursery.cancel_scope.cancel()
-            return
-        warned = True
-        log.error(
-            "not ending yet: %s is in use by %s; unmount what stands on it "
-            "(a second signal ends lazyfs all the same)",
-            mountpoint,
-            ", ".join(loops),
-        )
-        nursery.start_soon(_end_when_unused, fuse_mount, nursery.cancel_scope)

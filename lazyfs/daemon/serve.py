@@ -7,29 +7,24 @@ import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
-from lazyfs.core.errors import LazyfsError, ServeError, UsageError
+from lazyfs.core.errors import ServeError, UsageError
 from lazyfs.core.options import DaemonOptions, TlsOptions
-from lazyfs.daemon import logs
-from lazyfs.daemon.commands import Front, let_steer
-from lazyfs.daemon.daemonize import Ready
-from lazyfs.daemon.lifecycle import Report, images_of, live
+from lazyfs.daemon import lifecycle
+from lazyfs.daemon.commands import FrontEnd
+from lazyfs.daemon.lifecycle import Daemon, Life, Report, end_by_signal
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
 from lazyfs.frontends.nbdtls import tls_context
-from lazyfs.images.open import Stack
-from lazyfs.images.preloading import preload
-from lazyfs.system.eventloop import signals_until_saved
+from lazyfs.images.image import Image
 
 log = logging.getLogger(__name__)
-
-_ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +60,7 @@ def serve(options: ServeOptions, report: Report) -> int:
     if options.single or options.command or passed:
         options = replace(options, foreground=True)
 
-    async def life(ready: Ready) -> int:
-        with _listening(options) as opened:
-            return await _Life(options, passed, opened, tls, ready).run()
-
-    return live(options, report, life)
+    return lifecycle.run(options, report, _Served(options, passed, tls))
 
 
 @contextmanager
@@ -89,73 +80,45 @@ def _listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
         yield listeners
 
 
-class _Life:
-    """One run of a server. ``ready`` is called when clients are answered."""
+class _Served(Daemon):
+    """Images that are served."""
+
+    signals = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
     def __init__(
         self,
         options: ServeOptions,
         passed: Sequence[socket.socket],
-        opened: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
-        ready: Ready,
     ) -> None:
+        """``passed``: sockets that were opened for us."""
         self._options = options
-        self._opened = opened
-        self._listeners = [*passed, *opened]
+        self._passed = passed
         self._tls = tls
-        self._ready = ready
-        self._code = 0
 
-    async def run(self) -> int:
-        """Open the images and serve them to the end; returns the exit code."""
-        failure: LazyfsError | None = None
-        handler = logs.destination(self._options)
-        async with images_of(self._options) as (stack, saved), trio.open_nursery() as nursery:
-            signals = saved.enter_context(signals_until_saved(*_ENDING))
-            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
-            try:
-                self._start(nursery, stack)
-                front = Front("serve", tuple(self._uris(stack, self._listeners)), _end)
-                let_steer(front, stack, nursery, saved)
-                logs.use(handler, self._options.log.level)
-                self._announce(stack)
-            except LazyfsError as error:
-                failure = error
-                nursery.cancel_scope.cancel()
-        self._remove_pid_file()
-        if failure is not None:
-            raise failure
-        return self._code
-
-    def _start(self, nursery: trio.Nursery, stack: Stack) -> None:
-        """Start all that runs while the server lives; it ends with a signal, or with its client."""
-        exports = [Export(image.name, image.url, image.device) for image in stack.images]
-        server = NbdServer(exports, self._tls)
-        nursery.start_soon(stack.run)
-        for image in stack.images:
-            nursery.start_soon(preload, image, self._options.preload)
-        if self._options.single and not self._listeners:
-            nursery.start_soon(self._serve_stdin, server, nursery.cancel_scope)
+    async def begin(self, life: Life) -> FrontEnd:
+        options = self._options
+        self._opened = life.closing.enter_context(_listening(options))
+        self._listeners = [*self._passed, *self._opened]
+        images = life.stack.images
+        server = NbdServer([Export(i.name, i.url, i.device) for i in images], self._tls)
+        if options.single and not self._listeners:
+            life.nursery.start_soon(self._serve_stdin, server, life)
         else:
             listeners = [
                 trio.SocketListener(trio.socket.from_stdlib_socket(listener))
                 for listener in self._listeners
             ]
-            nursery.start_soon(server.listen, listeners)
-        if self._options.command is not None:
-            nursery.start_soon(self._run_command, self._options.command, nursery.cancel_scope)
+            life.nursery.start_soon(server.listen, listeners)
+        if options.command is not None:
+            life.nursery.start_soon(self._run_command, options.command, life)
+        return FrontEnd("serve", tuple(self._uris(images, self._listeners)), end_by_signal)
 
-    def _uris(self, stack: Stack, listeners: Sequence[socket.socket]) -> list[str]:
-        """Where each image is, on each of these sockets."""
-        names = [image.name for image in stack.images] if len(stack.images) > 1 else [""]
-        tls = self._tls is not None
-        return [uri(listener, name, tls=tls) for listener in listeners for name in names]
-
-    def _announce(self, stack: Stack) -> None:
+    async def finish(self, life: Life) -> None:
         """Say that clients may come, and where. Raises ServeError."""
         options = self._options
         if options.pid_file is not None:
+            life.closing.callback(options.pid_file.unlink, missing_ok=True)
             try:
                 options.pid_file.write_text(f"{os.getpid()}\n")
             except OSError as error:
@@ -164,38 +127,33 @@ class _Life:
                     "give another --pidfile",
                 ) from error
         if options.command is None:
-            for place in self._uris(stack, self._opened):
+            for place in self._uris(life.stack.images, self._opened):
                 print(place, flush=True)
-        self._ready()
 
-    def _remove_pid_file(self) -> None:
-        if self._options.pid_file is not None:
-            self._options.pid_file.unlink(missing_ok=True)
+    async def signalled(self, number: int, life: Life) -> None:
+        log.info("ending on %s", signal.Signals(number).name)
+        life.end()
 
-    async def _serve_stdin(self, server: NbdServer, scope: trio.CancelScope) -> None:
-        """Serve the one client on stdin and stdout; what anybody prints must not reach him."""
+    def _uris(self, images: Sequence[Image], listeners: Sequence[socket.socket]) -> list[str]:
+        """Where each image is, on each of these sockets."""
+        names = [image.name for image in images] if len(images) > 1 else [""]
+        tls = self._tls is not None
+        return [uri(listener, name, tls=tls) for listener in listeners for name in names]
+
+    async def _serve_stdin(self, server: NbdServer, life: Life) -> None:
+        """Serve the one client on stdin and stdout; nothing else may be printed to it."""
         receive, send = os.dup(0), os.dup(1)
         os.dup2(2, 1)
         stream = trio.StapledStream(trio.lowlevel.FdStream(send), trio.lowlevel.FdStream(receive))
         await server.attend(stream)
-        scope.cancel()
+        life.end()
 
-    async def _run_command(self, command: str, scope: trio.CancelScope) -> None:
-        """Let the shell run a command that knows where we are; the server ends with it."""
+    async def _run_command(self, command: str, life: Life) -> None:
+        """Let the shell run a command that finds the server by its environment; end with it."""
         listener = self._listeners[0]
         env = {**os.environ, "uri": uri(listener, tls=self._tls is not None)}
         if listener.family == socket.AF_UNIX:
             env["unixsocket"] = listener.getsockname()
         done = await trio.run_process(["/bin/sh", "-c", command], env=env, stdin=None, check=False)
-        self._code = done.returncode if done.returncode >= 0 else 128 - done.returncode
-        scope.cancel()
-
-
-async def _end() -> None:
-    signal.raise_signal(signal.SIGTERM)
-
-
-async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    number = await anext(aiter(signals))
-    log.info("ending on %s", signal.Signals(number).name)
-    scope.cancel()
+        life.exit_code = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        life.end()

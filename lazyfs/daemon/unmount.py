@@ -10,7 +10,7 @@ from lazyfs.core.errors import MountError, ProgramFailed
 from lazyfs.daemon.leftovers import clear_away
 from lazyfs.system import programs
 from lazyfs.system.holders import holders_of_mount
-from lazyfs.system.loopdevice import backing_file, loops_below
+from lazyfs.system.loopdevice import loops_below, lowest_file
 from lazyfs.system.mountinfo import KIND, Mounted, all_mounts, mount_on
 
 
@@ -53,7 +53,7 @@ def _unmount_fuse(mountpoint: Path) -> None:
 
 def _is_loop_of_ours(mounted: Mounted) -> bool:
     """Whether this is a filesystem on an image of lazyfs: mounted, or complete in its cache."""
-    file = backing_file(mounted.source) if mounted.source.startswith("/dev/loop") else None
+    file = lowest_file(mounted.source) if mounted.source.startswith("/dev/loop") else None
     if file is None:
         return False
     ours = [m.mountpoint for m in all_mounts() if m.kind == KIND]

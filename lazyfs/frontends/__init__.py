@@ -1,1 +1,1 @@
-"""Who asks for the bytes."""
+"""Front ends: FUSE mounts, NBD servers and the kernel's NBD devices."""

@@ -1,11 +1,11 @@
-"""A FUSE mount: how it comes, answers and goes. What it shows is another module's.
+"""A FUSE mount: mounting, serving requests, unmounting. Other modules provide the content.
 
-What was learnt the hard way:
+Lessons learnt:
 
-- nothing but FUSEError may leave a handler, or the whole mount dies;
-- handlers are never cancelled by the kernel: a reader that was killed leaves its handler behind,
-  and ``pyfuse3.main`` ends only after all handlers have. So whoever runs it watches for the end of
-  the connection and cancels what is left;
+- any exception but FUSEError that leaves a handler ends the whole mount;
+- the kernel never cancels handlers: a killed reader leaves its handler behind, and ``pyfuse3.main``
+  ends only after all handlers have. So ``FuseMount.run`` watches for the end of the connection and
+  cancels the remaining handlers;
 - ``direct_io`` leaves killed readers in D state; ``keep_cache`` makes re-reads native;
 - ``invalidate_inode`` and ``notify_store`` from the loop's thread can hang the daemon beyond
   ``kill -9``: not used;
@@ -44,7 +44,7 @@ _WATCH_EVERY = 0.5  # seconds
 
 
 def answering(handler: Handler[P, T]) -> Handler[P, T]:
-    """A handler that fails by itself: any other exception than FUSEError would end the mount."""
+    """Make a handler fail with EIO, where an exception other than FUSEError would end the mount."""
 
     @functools.wraps(handler)
     async def guarded(*arguments: P.args, **named: P.kwargs) -> T:
@@ -60,25 +60,25 @@ def answering(handler: Handler[P, T]) -> Handler[P, T]:
 
 
 class ReadOnlyFilesystem(pyfuse3.Operations, ABC):
-    """What all our filesystems have in common. File handles are inodes: nothing is kept for them.
+    """The base class of our filesystems. File handles are inode numbers, without further state.
 
-    A subclass says what inodes are: ``attributes``, ``content``, and how names lead to them.
+    A subclass defines the inodes: ``attributes``, ``content``, and the lookup of names.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
     def __init__(self, attr_timeout: float) -> None:
-        """``attr_timeout``: seconds; how old what stat(2) and ``du`` show may be."""
+        """``attr_timeout``: seconds that the kernel may cache attributes (stat(2), ``du``)."""
         super().__init__()
         self._attr_timeout = attr_timeout
         self.reading = 0  # handlers that wait for data
         self.opened = 0
-        self.unused = trio.Event()  # set when what was opened has been closed
+        self.unused = trio.Event()  # set when all opened files have been closed
 
     @abstractmethod
     def attributes(self, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
-        """What stat(2) shows of an inode."""
+        """The attributes of an inode, for stat(2)."""
 
     @abstractmethod
     async def content(self, inode: pyfuse3.InodeT, offset: int, length: int) -> bytes:
@@ -143,7 +143,7 @@ class ReadOnlyFilesystem(pyfuse3.Operations, ABC):
         return [pyfuse3.XAttrNameT(name) for name in self.xattrs(inode)]
 
     def new_attributes(self, inode: pyfuse3.InodeT, mode: int) -> pyfuse3.EntryAttributes:
-        """Attributes with what is the same for all inodes. ``mode``: st_mode."""
+        """Attributes with the values common to all inodes. ``mode``: st_mode."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
         entry.st_mode = pyfuse3.ModeT(mode)
@@ -153,7 +153,7 @@ class ReadOnlyFilesystem(pyfuse3.Operations, ABC):
 
 
 def filesystem_statistics(size: int, files: int) -> pyfuse3.StatvfsData:
-    """What df(1) shows of a full filesystem of ``size`` bytes."""
+    """The data for df(1) of a full filesystem of ``size`` bytes."""
     reply = pyfuse3.StatvfsData()
     reply.f_bsize = reply.f_frsize = 4096
     reply.f_blocks = -(-size // reply.f_frsize)
@@ -172,7 +172,7 @@ class FuseMount:
         filesystem: ReadOnlyFilesystem,
         options: set[str],
     ) -> None:
-        """Mount. Call it outside of any handler. Raises MountError."""
+        """Mount. Must be called outside of any handler. Raises MountError."""
         self._mountpoint = mountpoint
         self._operations = filesystem
         before = _fuse_descriptors()
@@ -199,15 +199,15 @@ class FuseMount:
             nursery.cancel_scope.cancel()
 
     async def wait_unused(self) -> None:
-        """Wait until nobody has a file open that is, or will be, opened."""
+        """Wait until at least one file has been opened and all are closed."""
         while not self._operations.unused.is_set():
             await self._operations.unused.wait()
 
     def abort(self) -> None:
-        """Break the connection off and unmount: all that waits for an answer fails. Only for root.
+        """Abort the connection and unmount: all pending requests fail. Only for root.
 
-        Without it, who waits for us in the kernel would keep us from ending. May block: run it in a
-        thread.
+        Otherwise processes that wait for us in the kernel would keep us from ending. May block: run
+        it in a thread.
         """
         subprocess.run(
             ["umount", "--force", "--lazy", "--", os.fspath(self._mountpoint)],
@@ -216,14 +216,14 @@ class FuseMount:
         )
 
     def close(self) -> None:
-        """Unmount if that has not happened yet."""
+        """Unmount, unless already unmounted."""
         pyfuse3.close()
 
     async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
-        """Give up reads that nobody waits for: those left over from an unmounted filesystem."""
+        """Cancel the remaining reads once the filesystem has been unmounted."""
         watch = select.poll()
         for fd in self._connections:
-            watch.register(fd, 0)  # POLLERR alone, which the kernel sets at the connection's end
+            watch.register(fd, 0)  # POLLERR only, which the kernel sets at the connection's end
         while True:
             await trio.sleep(_WATCH_EVERY)
             if self._operations.reading and watch.poll(0):
@@ -237,14 +237,14 @@ def _fuse_descriptors() -> set[int]:
         try:
             if os.readlink(entry.path) == "/dev/fuse":
                 found.add(int(entry.name))
-        except FileNotFoundError:  # the one that scandir itself held
+        except FileNotFoundError:  # scandir's own descriptor
             continue
     return found
 
 
 @contextmanager
 def _collecting_stderr(lines: list[str]) -> Iterator[None]:
-    """What C code and children write to stderr goes into ``lines``."""
+    """Collect in ``lines`` the stderr of C code and child processes."""
     with tempfile.TemporaryFile() as file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -258,7 +258,7 @@ def _collecting_stderr(lines: list[str]) -> Iterator[None]:
 
 
 def _widen_reads(device: str) -> None:
-    """Let the kernel read 1 MiB at a time from this device (major:minor); only root may."""
+    """Let the kernel read 1 MiB at a time from this device (major:minor). Works only for root."""
     knob = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         knob.write_text(f"{READ_AHEAD_KIB}\n")

@@ -1,7 +1,7 @@
 """Images as files of a FUSE mount.
 
-Two shapes: a directory with one file an image, or, where the mount point is a regular file, that
-file is the image. Inode 1 is the root, or the only image; images in a directory begin at 2.
+Two forms: a directory with one file per image or, if the mount point is a regular file, the image
+as that file. Inode 1 is the root, or the only image; images in a directory begin at 2.
 """
 
 import errno
@@ -15,19 +15,19 @@ import pyfuse3
 
 from lazyfs.core.device import Device
 from lazyfs.frontends.fuse import ReadOnlyFilesystem, answering, filesystem_statistics
-from lazyfs.system.mountinfo import CACHE_ATTRIBUTE, IDENTITY_ATTRIBUTE
+from lazyfs.system.mountinfo import IDENTITY_ATTRIBUTE, VIEW_ATTRIBUTE
 
 _SECTOR = 512  # bytes; the unit of st_blocks
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image as the mount shows it. ``mtime``: POSIX seconds. ``key``: names its cache."""
+    """One image in a mount. ``view_id``: the id of its view. ``mtime``: POSIX seconds."""
 
     name: str
     device: Device
     url: str  # without secrets
-    key: str
+    view_id: str
     mtime: float
 
 
@@ -36,7 +36,7 @@ def image_xattrs(image: ImageFile) -> Mapping[bytes, bytes]:
     statistics = image.device.statistics()
     return {
         b"user.lazyfs.url": image.url.encode(),
-        CACHE_ATTRIBUTE.encode(): image.key.encode(),
+        VIEW_ATTRIBUTE.encode(): image.view_id.encode(),
         IDENTITY_ATTRIBUTE.encode(): json.dumps(asdict(image.device.identity)).encode(),
         b"user.lazyfs.cached": b"%d" % statistics.cached,
         b"user.lazyfs.statistics": json.dumps(asdict(statistics)).encode(),
@@ -44,7 +44,7 @@ def image_xattrs(image: ImageFile) -> Mapping[bytes, bytes]:
 
 
 class ImageFiles(ReadOnlyFilesystem):
-    """A directory of images; or, with ``single``, one image."""
+    """A directory of images or, with ``single``, one image."""
 
     def __init__(self, images: Sequence[ImageFile], single: bool, attr_timeout: float) -> None:
         super().__init__(attr_timeout)

@@ -1,11 +1,10 @@
-"""A directory tree as a FUSE mount: files whose bytes lie somewhere in one image.
+"""A directory tree as a FUSE mount: files whose bytes are in one image.
 
-Inodes are numbers of nodes, level by level from 1 on, so the children of a directory have
-consecutive ones. A directory's names are looked up in a table that is made when it is first asked
-for.
+Inodes are numbered level by level from 1 on, so the children of a directory have consecutive ones.
+The table of a directory's names is built on first use.
 
-The image itself can be opened too, in the root, under a name that no listing shows: so a command
-that looks into the image finds the mount that has it.
+The image itself can be opened too, in the root, under a name that no listing shows: this lets
+commands that read the image find and use the mount.
 """
 
 import errno
@@ -28,7 +27,7 @@ Read = Callable[[int, int], Awaitable[bytes]]  # offset, length
 
 
 class TreeNode(Protocol):
-    """What is shown of a file, a directory, or what else there is."""
+    """The metadata of a file, a directory, or any other kind of node."""
 
     @property
     def children(self) -> "Mapping[str, TreeNode]": ...
@@ -59,20 +58,20 @@ class TreeFiles(ReadOnlyFilesystem):
         reader_of: Callable[[TreeNode], Read],
         image: ImageFile,
     ) -> None:
-        """``reader_of``: makes what reads a file's content. ``image``: that all this is in."""
+        """``reader_of``: returns the function that reads a file. ``image``: contains the tree."""
         super().__init__(_NEVER)
         self._image = image
         self._reader_of = reader_of
         self._nodes: list[TreeNode] = [root]
         self._parents = array("Q", [0])  # by number, which is the inode less 1
         self._first = array("Q")  # the number of a node's first child
-        for number, node in enumerate(self._nodes):  # which grows on the way
+        for number, node in enumerate(self._nodes):  # which grows in this loop
             self._first.append(len(self._nodes))
             self._nodes += node.children.values()
             self._parents.extend([number] * len(node.children))
         self._image_number = len(self._nodes)
         self._names: dict[int, dict[bytes, int]] = {}
-        self._readers: dict[int, Read] = {}  # of files that were read
+        self._readers: dict[int, Read] = {}  # of the files read so far
 
     @answering
     async def lookup(
@@ -142,7 +141,7 @@ class TreeFiles(ReadOnlyFilesystem):
         return entry
 
     def _entries(self, number: int) -> Mapping[bytes, int]:
-        """The names in a directory, and the numbers that they lead to."""
+        """The names in a directory, and their nodes' numbers."""
         if number not in self._names:
             names: Sequence[str] = list(self._nodes[number].children)
             first = self._first[number]

@@ -1,6 +1,6 @@
-"""The kernel's NBD devices, as their owner sees them: netlink commands and sysfs. All of it blocks.
+"""Control of the kernel's NBD devices through netlink and sysfs. All of it blocks.
 
-What opens a device is kept out of the loop that serves it: the first to open one waits for its
+Code that opens a device must not run in the event loop that serves it: the first open waits for the
 partitions to be read.
 """
 
@@ -26,25 +26,25 @@ log = logging.getLogger(__name__)
 SECTOR = 512  # bytes; also the unit of partition tables, so devices have no other block size
 LARGEST_REQUEST = 1 << 20  # bytes; see nbdserver.PIECE
 
-# What stands in a device's queue directory, and replaces the kernel's own choice.
+# Values for a device's queue directory in sysfs, instead of the kernel's defaults.
 _QUEUE = {
-    "io_timeout": 5000,  # ms until what a dead daemon owed is asked of the next; instead of 30,000
+    "io_timeout": 5000,  # ms until a dead daemon's requests go to the next; instead of 30,000
     "max_sectors_kb": LARGEST_REQUEST >> 10,  # instead of 128
     "read_ahead_kb": 2048,  # keeps several requests in flight, where 128 keep one or two
 }
 
-_GENERIC = 16  # NETLINK_GENERIC, which the socket module does not name
+_GENERIC = 16  # NETLINK_GENERIC, missing in the socket module
 _ADD_MEMBERSHIP = 1  # NETLINK_ADD_MEMBERSHIP
 _SOL_NETLINK = 270
 _REREAD_PARTITIONS = 0x125F  # BLKRRPART of linux/fs.h
-_ANSWER = 64 << 10  # bytes that hold any datagram
-_GONE_WITHIN = 10.0  # seconds for the last who looks at a device to close it
+_ANSWER = 64 << 10  # bytes; enough for any datagram
+_GONE_WITHIN = 10.0  # seconds for the last user of a device to close it
 _SYS = Path("/sys/block")
 _NAME = re.compile(r"/dev/nbd(0|[1-9][0-9]{0,5})")
 
 
 class NoNetlink(DeviceError):
-    """The kernel cannot be told about NBD devices in this way."""
+    """The kernel's NBD devices cannot be controlled through netlink."""
 
 
 def index_of(device: str) -> int:
@@ -60,7 +60,7 @@ def path_of(index: int) -> str:
 
 
 class Control:
-    """Tells the kernel what to do; ``with`` closes it. Raises NoNetlink where there is no way."""
+    """A netlink connection to the NBD driver. Raises NoNetlink if there is none."""
 
     def __init__(self) -> None:
         self._socket = _netlink_socket()
@@ -75,7 +75,10 @@ class Control:
         self._socket.close()
 
     def connect(self, index: int | None, setup: Setup, kernels: socket.socket) -> int:
-        """Make a device, a free one if ``index`` is None; returns its index. Raises DeviceError."""
+        """Attach a device (a free one if ``index`` is None); returns its index.
+
+        Raises DeviceError.
+        """
         try:
             answers = self._ask(
                 lambda sequence: nbdnetlink.connect(
@@ -90,7 +93,7 @@ class Control:
         return nbdnetlink.index_in(answers[0])
 
     def reconfigure(self, index: int, backend: str, kernels: socket.socket) -> None:
-        """Offer a socket in the place of a dead one. Raises DeviceError."""
+        """Offer a socket to replace a dead one. Raises DeviceError."""
         try:
             self._ask(
                 lambda sequence: nbdnetlink.reconfigure(
@@ -101,7 +104,7 @@ class Control:
             raise _translated(error, f"{path_of(index)} takes no other connection") from error
 
     def disconnect(self, index: int) -> None:
-        """Detach a device that nobody uses, and wait for it to be free. Raises DeviceError."""
+        """Detach an unused device, and wait until it is free. Raises DeviceError."""
         try:
             self._ask(lambda sequence: nbdnetlink.disconnect(self._family, sequence, index))
         except OSError as error:
@@ -109,7 +112,7 @@ class Control:
         wait_until_free(index, self.is_attached)
 
     def is_attached(self, index: int) -> bool:
-        """Whether a device is in use; also when it is disconnected, and somebody has it open."""
+        """Whether a device is attached, or detached but still open."""
         try:
             answers = self._ask(lambda sequence: nbdnetlink.status(self._family, sequence, index))
         except OSError as error:
@@ -131,7 +134,7 @@ class Control:
         return nbdnetlink.family_in(answer)
 
     def _ask(self, message: Callable[[int], bytes]) -> list[Message]:
-        """Send a message; returns the answers that come before its acknowledgement.
+        """Send a message; returns the answers before its acknowledgement.
 
         Raises OSError with the kernel's error.
         """
@@ -151,7 +154,7 @@ class Control:
 
 
 class DeadLinks:
-    """Tells of connections that died under a device."""
+    """The kernel's notifications of dead connections of a device."""
 
     def __init__(self, family: Family, index: int) -> None:
         self._index = index
@@ -163,7 +166,7 @@ class DeadLinks:
         self.socket.close()
 
     def take(self) -> bool:
-        """Whether one has died, by what there is to be received. Never waits."""
+        """Whether a dead connection has been reported. Never waits."""
         try:
             told = nbdnetlink.messages(self.socket.recv(_ANSWER))
         except BlockingIOError:
@@ -171,7 +174,7 @@ class DeadLinks:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            return True  # more was told than there was room for: it may have been this
+            return True  # notifications were lost, perhaps this one
         return any(
             message.command == Command.LINK_DEAD and nbdnetlink.index_in(message) == self._index
             for message in told
@@ -179,7 +182,7 @@ class DeadLinks:
 
 
 def wait_until_free(index: int, is_attached: Callable[[int], bool]) -> None:
-    """Wait until nobody has a device open that was detached. Raises DeviceError."""
+    """Wait until a detached device is no longer open. Raises DeviceError."""
     until = time.monotonic() + _GONE_WITHIN
     while is_attached(index):
         if time.monotonic() > until:
@@ -187,11 +190,11 @@ def wait_until_free(index: int, is_attached: Callable[[int], bool]) -> None:
                 f"{path_of(index)} is detached, but somebody still has it open",
                 f"see: lazyfs detach {path_of(index)}",
             )
-        time.sleep(0.02)  # for udev and its like, who look at every device that changes
+        time.sleep(0.02)  # udev and the like open every device that changes
 
 
 def owner_of(index: int) -> str | None:
-    """The thread that attached a device, by its number; None if none did."""
+    """The id of the thread that attached a device; None if it is not attached."""
     try:
         return (_SYS / f"nbd{index}/pid").read_text().strip()
     except OSError:
@@ -199,7 +202,7 @@ def owner_of(index: int) -> str | None:
 
 
 def load_module() -> None:
-    """Have the kernel know NBD. Raises DeviceError or ToolMissing."""
+    """Load the kernel's nbd module. Raises DeviceError or ToolMissing."""
     if not Path("/sys/module/nbd").exists():
         try:
             programs.run("modprobe", ["nbd"])
@@ -211,7 +214,7 @@ def load_module() -> None:
 
 
 def backend_of(index: int) -> str | None:
-    """The identifier that a device was attached with; None if there is none."""
+    """The identifier that a device was attached with; None for none."""
     try:
         return (_SYS / f"nbd{index}/backend").read_text().rstrip("\n")
     except OSError:
@@ -219,7 +222,7 @@ def backend_of(index: int) -> str | None:
 
 
 def tune(index: int) -> None:
-    """Let the kernel ask for much at a time, and ask again soon when we are replaced."""
+    """Let the kernel send large requests, and repeat them soon after the daemon was replaced."""
     for name, value in _QUEUE.items():
         try:
             (_SYS / f"nbd{index}/queue/{name}").write_text(f"{value}\n")
@@ -228,14 +231,14 @@ def tune(index: int) -> None:
 
 
 def scan_partitions(index: int) -> None:
-    """Have the kernel read the partition table. Blocks until it is read, or cannot be."""
+    """Have the kernel read the partition table. Blocks until that succeeds or fails."""
     try:
         device = os.open(path_of(index), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         log.warning("%s: no partitions are looked for: %s", path_of(index), error.strerror)
         return
     try:
-        # EINVAL: the module was told to have no partitions.
+        # EINVAL: the module is configured without partitions.
         with contextlib.suppress(OSError):
             fcntl.ioctl(device, _REREAD_PARTITIONS)
     finally:
@@ -245,7 +248,7 @@ def scan_partitions(index: int) -> None:
 def was_taken(ours: socket.socket) -> bool:
     """Whether the kernel holds the other end of a socket pair that it was offered.
 
-    Our own copy of that end is closed. If the kernel has not taken it, that was the last one.
+    Our own copy of that end must be closed: then it is open only if the kernel has taken it.
     """
     watch = select.poll()
     watch.register(ours, select.POLLRDHUP)
@@ -254,7 +257,7 @@ def was_taken(ours: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def offered() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A socket pair: our end, and the kernel's, which is open for as long as the block."""
+    """A socket pair: our end, and the kernel's, which is closed at the end of the block."""
     ours, kernels = socket.socketpair()
     with kernels:
         try:

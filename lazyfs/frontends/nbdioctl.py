@@ -1,7 +1,8 @@
 """NBD devices without netlink: the ioctls of linux/nbd.h. All of it blocks.
 
-They do for kernels and network namespaces that have no netlink family "nbd". A thread stays in the
-kernel for as long as the device lives, and the device dies with it: there is no repair.
+The fallback for kernels and network namespaces without the netlink family "nbd". A thread stays in
+the kernel for as long as the device is attached, and the device dies with it: it cannot be
+repaired.
 """
 
 import contextlib
@@ -36,13 +37,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class IoctlControl:
-    """What ``nbdcontrol.Control`` is, as far as ioctls go."""
+    """The subset of ``nbdcontrol.Control`` that is possible with ioctls."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Nothing to close."""
 
     def connect(self, index: int | None, setup: Setup, kernels: socket.socket) -> int:
-        """Make a device, a free one if ``index`` is None; returns its index. Raises DeviceError."""
+        """Attach a device (a free one if ``index`` is None); returns its index.
+
+        Raises DeviceError.
+        """
         for candidate in _free_devices() if index is None else [index]:
             try:
                 _start(candidate, setup, kernels)
@@ -55,7 +59,7 @@ class IoctlControl:
         raise DeviceError(f"{name} is in use", "name another, or none")
 
     def disconnect(self, index: int) -> None:
-        """Detach a device that nobody uses, and wait for it to be free. Raises DeviceError."""
+        """Detach an unused device, and wait until it is free. Raises DeviceError."""
         try:
             with _opened(index, os.O_RDONLY) as device:
                 _ioctl(device, _DISCONNECT, 0)
@@ -68,7 +72,7 @@ class IoctlControl:
 
 
 def open_control() -> Control | IoctlControl:
-    """The best way to tell this kernel what to do."""
+    """Netlink control if this kernel has it, else ioctls."""
     try:
         return Control()
     except NoNetlink:
@@ -82,9 +86,9 @@ def _free_devices() -> Iterator[int]:
 
 
 def _start(index: int, setup: Setup, kernels: socket.socket) -> None:
-    """Set a device up, and wait until it lives. Raises OSError."""
+    """Set a device up, and wait until the kernel has started it. Raises OSError."""
     with _opened(index, os.O_RDWR) as device:
-        _ioctl(device, _SET_SOCKET, kernels.fileno())  # EBUSY: it has one of somebody else's
+        _ioctl(device, _SET_SOCKET, kernels.fileno())  # EBUSY: it has another process's socket
         _ioctl(device, _SET_BLOCK_SIZE, setup.block_size)
         _ioctl(device, _SET_SIZE, setup.size)
         _ioctl(device, _SET_TIMEOUT, 0)
@@ -100,9 +104,9 @@ def _start(index: int, setup: Setup, kernels: socket.socket) -> None:
 
 
 def _live(device: int) -> None:
-    """The life of a device: it ends when it is detached, or its connection breaks."""
+    """Run a device until it is detached or its connection breaks."""
     try:
-        with contextlib.suppress(OSError):  # however it ended: our end of the connection tells
+        with contextlib.suppress(OSError):  # our end of the connection shows how it ended
             _ioctl(device, _DO_IT, 0)
     finally:
         os.close(device)

@@ -1,18 +1,18 @@
 """An image as /dev/nbdN: the kernel is a client that needs no handshake.
 
-The device stands on a socket pair, so nothing listens anywhere. While we live, a connection that
-dies is replaced. If we are killed, the kernel keeps what is asked for ``dead_timeout`` seconds, and
-who comes in that time with an image of the same identity takes the device over (``revive``): the
+The device uses a socket pair, so there is no listening socket. While the daemon lives, a dead
+connection is replaced. If it is killed, the kernel holds requests for ``dead_timeout`` seconds, and
+a daemon with an image of the same identity can take the device over in that time (``revive``): the
 filesystem on it stays mounted, and its readers only wait.
 
-When the device is detached, the kernel says goodbye. That, and nothing else, is the end: who has
-merely lost the connection is given another.
+When the device is detached, the kernel sends a DISC request. Only that ends the device: if the
+connection is merely lost, the kernel gets another.
 
-There is one connection, for the sake of requests that are under way when we die. The kernel gives
-them to the next connection when their timer runs out. With several connections, that timer also
-ends a connection that is only slow, and it would have to be longer than any answer may take: a
-minute and more. With one, and NBD_ATTR_TIMEOUT of 0, it does nothing else, and may be short.
-(nbd_xmit_timeout in the kernel's drivers/block/nbd.c)
+There is only one connection, because of the requests that are in flight when the daemon dies. The
+kernel gives them to the next connection when their timer expires. With several connections, that
+timer also ends a connection that is only slow, so it would have to be longer than any answer may
+take: a minute and more. With one connection and NBD_ATTR_TIMEOUT of 0, it has no other effect, and
+may be short. (nbd_xmit_timeout in the kernel's drivers/block/nbd.c)
 """
 
 import logging
@@ -49,19 +49,20 @@ _FLAGS = nbd.HAS_FLAGS | nbd.READ_ONLY
 AnyControl = Control | IoctlControl
 
 
-def backend_id(identity: Identity, key: str) -> str:
-    """What the kernel calls an image, and what whoever revives its device has to know as well.
+def backend_id(identity: Identity, view: str) -> str:
+    """The kernel's identifier of an image, which a daemon that revives the device must match.
 
-    ``key``: tells images of one identity apart.
+    ``view``: the id that tells views of one identity apart.
     """
-    what = [key, identity.size, identity.etag, identity.last_modified]
+    what = [view, identity.size, identity.etag, identity.last_modified]
     return "lazyfs:" + sha256(repr(what).encode()).hexdigest()[:32]
 
 
 class KernelDevice:
-    """An attached device that we serve. ``ours``: our end of its connection.
+    """An attached device that this process serves.
 
-    ``renewer``: by what it can be given another; None if it dies with this one.
+    ``renewer``: the control that can replace its connection; None if it dies with this one.
+    ``ours``: our end of its connection.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class KernelDevice:
 
     @classmethod
     def attach(
-        cls, control: AnyControl, index: int | None, device: Device, key: str, dead_timeout: int
+        cls, control: AnyControl, index: int | None, device: Device, view: str, dead_timeout: int
     ) -> "KernelDevice":
-        """Make a device of an image; ``index``: which one, None for any. Raises DeviceError."""
+        """Attach an image to device ``index``, or to any if None. Raises DeviceError."""
         size = device.identity.size
         if size < SECTOR:
             raise DeviceError(
@@ -93,20 +94,20 @@ class KernelDevice:
                 "the last %d bytes of the image cannot be seen: a block device has whole sectors",
                 size % SECTOR,
             )
-        backend = backend_id(device.identity, key)
+        backend = backend_id(device.identity, view)
         setup = Setup(size - size % SECTOR, SECTOR, _FLAGS, dead_timeout, backend)
         with offered() as (ours, kernels):
             made = control.connect(index, setup, kernels)
         return cls(None if isinstance(control, IoctlControl) else control, made, backend, ours)
 
     @classmethod
-    def revive(cls, control: AnyControl, index: int, device: Device, key: str) -> "KernelDevice":
+    def revive(cls, control: AnyControl, index: int, device: Device, view: str) -> "KernelDevice":
         """Take over a device whose daemon was killed. Blocks. Raises DeviceError."""
         if isinstance(control, IoctlControl):
             raise DeviceError(
                 f"{path_of(index)} cannot be repaired: that needs netlink", _again(path_of(index))
             )
-        backend, found = backend_id(device.identity, key), backend_of(index)
+        backend, found = backend_id(device.identity, view), backend_of(index)
         if found is None or not found.startswith("lazyfs:"):
             raise DeviceError(
                 f"{path_of(index)} was not attached by lazyfs", "name the device that was"
@@ -126,8 +127,8 @@ class KernelDevice:
     async def run(self, device: Device) -> None:
         """Answer the kernel until the device is detached. Raises DeviceError.
 
-        When this is cancelled, the connection breaks as if we were killed: requests that are under
-        way are not answered with errors, and who revives the device is asked again.
+        When this is cancelled, the connection breaks as if the daemon were killed: requests in
+        flight are not failed, and go to the daemon that revives the device.
         """
         pool = Pool(MOST_BYTES)
         size = device.identity.size
@@ -136,7 +137,7 @@ class KernelDevice:
             await self._renew()
 
     async def _serve(self, device: Device, session: Session, pool: Pool) -> bool:
-        """Answer on one connection; returns whether it ended with the kernel's goodbye."""
+        """Answer on one connection; returns whether it ended with the kernel's DISC."""
         wire = _KernelWire(trio.SocketStream(trio.socket.from_stdlib_socket(self._ours)))
         ended = trio.Event()
 
@@ -181,14 +182,14 @@ class KernelDevice:
 
 
 def _again(device: str) -> str:
-    """The cure for a device that cannot be served any more."""
+    """The cure for a device that can no longer be served."""
     return f"detach it, and attach it again: lazyfs detach {device}"
 
 
 def _connect_again(control: Control, index: int, backend: str) -> socket.socket | None:
-    """Put a new connection in the place of the dead one; returns our end. Blocks.
+    """Replace the dead connection; returns our end of the new one. Blocks.
 
-    None: the old one is still alive. Raises DeviceError.
+    None if the old one is still alive. Raises DeviceError.
     """
     until = time.monotonic() + _DEAD_WITHIN
     while time.monotonic() < until:
@@ -197,12 +198,12 @@ def _connect_again(control: Control, index: int, backend: str) -> socket.socket 
         if was_taken(ours):
             return ours
         ours.close()
-        time.sleep(0.02)  # of a process that was killed, the kernel says to nobody when it is gone
+        time.sleep(0.02)  # the kernel does not report when a killed process's end is gone
     return None
 
 
 class _KernelWire(Wire):
-    """Notices how the kernel's requests end: it writes nothing, so all are of one length."""
+    """Keeps the kernel's last request. All have one length, since the kernel never writes."""
 
     _last = b""
 

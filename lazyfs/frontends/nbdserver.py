@@ -1,13 +1,13 @@
 """Images as exports of an NBD server: a trio shell around ``protocols/nbdserver.py``.
 
-What is local is answered inline, while nothing else of that client is looked at: a client that does
-not take its answers costs one piece of memory and delays nobody else. What has to be fetched is
-awaited in a task of its own, and answered when it has come, whatever was asked before it.
+Local data are answered inline, before the client's next request is read: a client that does not
+receive its answers costs one piece of memory and delays no other. Requests that need a fetch have a
+task each, and are answered as the data arrive, in any order.
 
-Bounds, for whatever clients do: so many connections (when there are too many, those go first that
-have not chosen an export, oldest first); for each, so many requests under way; for all together, so
-many bytes under way. One request of each client needs no share of those bytes, so that nobody waits
-for others to go on. A long READ is read and sent piece by piece.
+Limits against greedy clients: the number of connections (when it is reached, a new client replaces
+the oldest that has not chosen an export); for each, the number of requests in flight; for all
+together, the number of bytes in flight. One request of each client is exempt from the last, so that
+no client waits for others. A long READ is read and sent piece by piece.
 """
 
 import logging
@@ -28,16 +28,16 @@ from lazyfs.protocols.wire import Wire, converse
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 128
-MOST_REQUESTS = 64  # of one connection that are under way; what nbdcopy has by default
-MOST_BYTES = 64 << 20  # under way in all connections together, beside one request of each
+MOST_REQUESTS = 64  # in flight on one connection; nbdcopy's default
+MOST_BYTES = 64 << 20  # in flight on all connections together, except one request of each
 PIECE = nbdserver.LARGEST_UNBROKEN  # bytes of a READ that are read and sent at once
-SEND_BUFFER = PIECE  # bytes of one connection in the kernel: an answer goes there in one call
+SEND_BUFFER = PIECE  # bytes per connection in the kernel, so that one call sends an answer
 GRACE = 0.5  # seconds to tell clients that the server ends
 
 
 @dataclass(frozen=True)
 class Export:
-    """An image, and what clients are told about it."""
+    """An image, with its name and description for clients."""
 
     name: str
     description: str
@@ -45,14 +45,14 @@ class Export:
 
 
 class Pool:
-    """What the requests of all clients may take together."""
+    """The budget of bytes in flight that all clients share."""
 
     def __init__(self, most: int) -> None:
         self._left = most
         self._changed = trio.Event()
 
     def take(self, amount: int) -> bool:
-        """Whether there was so much; it is taken then."""
+        """Take ``amount`` if available; returns whether it was."""
         if amount > self._left:
             return False
         self._left -= amount
@@ -72,7 +72,7 @@ class NbdServer:
     """Serves ``exports``, of which the first is the default, to any number of clients."""
 
     def __init__(self, exports: Sequence[Export], tls: ssl.SSLContext | None = None) -> None:
-        """``tls``: with it, nothing is served unencrypted."""
+        """``tls``: if given, TLS is required."""
         self.tls = tls
         self.pool = Pool(MOST_BYTES)
         self.infos = [
@@ -85,18 +85,18 @@ class NbdServer:
         return self._devices[export.name]
 
     async def listen(self, listeners: Sequence[trio.SocketListener]) -> None:
-        """Serve all who come, until cancelled."""
+        """Serve clients, until cancelled."""
         await trio.serve_listeners(self.attend, list(listeners))
 
     async def attend(self, stream: trio.abc.Stream) -> None:
-        """Serve one client, to its end."""
+        """Serve one client until it leaves."""
         client = _Client(self, stream)
         if not self._make_room():
             log.warning("a client is turned away: there are %d already", len(self._clients))
             await trio.aclose_forcefully(stream)
             return
         self._clients.append(client)
-        if isinstance(stream, trio.SocketStream):  # notice in the end who has lost his network
+        if isinstance(stream, trio.SocketStream):  # keep-alive detects clients that lost the network
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         try:
@@ -105,7 +105,7 @@ class NbdServer:
             self._clients.remove(client)
 
     def _make_room(self) -> bool:
-        """Whether another client can be served; one that has not got anywhere goes for it."""
+        """Whether another client can be served; may drop one that has not chosen an export."""
         if len(self._clients) < MOST_CONNECTIONS:
             return True
         undecided = (client for client in self._clients if client.undecided)
@@ -125,7 +125,7 @@ class _Client:
         self._wire = Wire(stream)
 
     async def run(self) -> None:
-        """Shake hands, answer, and close. Nothing that a client does goes further than here."""
+        """Run the handshake, answer requests, and close. Errors of a client stay here."""
         with self.scope:
             try:
                 await self._serve()
@@ -149,7 +149,7 @@ class _Client:
 
 
 class Transmission:
-    """What a client asks of the export that it has chosen."""
+    """The transmission phase: answers a client's requests to its chosen export."""
 
     def __init__(self, wire: Wire, session: Session, device: Device, pool: Pool) -> None:
         self._wire = wire
@@ -157,10 +157,10 @@ class Transmission:
         self._style = session.style
         self._device = device
         self._pool = pool
-        self._under_way: list[Request] = []  # those that have a task, until they are answered
+        self._under_way: list[Request] = []  # those with a task, until they are answered
         self._sending = trio.Lock()
         self._whole = True  # whether the last message was sent to its end
-        self._gone = trio.CancelScope()  # cancelled when nobody is left to be answered
+        self._gone = trio.CancelScope()  # cancelled when the client has gone
 
     async def run(self) -> None:
         """Answer requests until the client leaves, or has gone. Raises ProtocolError."""
@@ -191,7 +191,7 @@ class Transmission:
                 return
             for request in reader.feed(received):
                 if request.command == Command.DISC:
-                    return  # what is under way is answered yet
+                    return  # requests in flight are still answered
                 await self._take(request, nursery)
 
     async def _take(self, request: Request, nursery: trio.Nursery) -> None:
@@ -210,11 +210,10 @@ class Transmission:
 
     def _is_here(self, request: Request) -> bool:
         """Whether a READ can be answered at once."""
-        runs = self._device.cached(request.offset, request.length)
-        return request.length <= PIECE and all(here for _, here in runs)
+        return request.length <= PIECE and self._device.ready(request.offset, request.length)
 
     async def _admit(self, request: Request) -> int:
-        """Wait until a request may be under way; returns what is to be given back for it."""
+        """Wait until a request may start; returns the bytes to give back to the pool."""
         cost = min(request.length, PIECE) if request.command == Command.READ else 0
         while self._under_way:
             if len(self._under_way) < MOST_REQUESTS and self._pool.take(cost):
@@ -233,7 +232,7 @@ class Transmission:
             self._pool.give_back(cost)
 
     async def _answer(self, request: Request) -> None:
-        """Do what is asked for, and say how it went."""
+        """Execute a request, and send its answer or its error."""
         try:
             if request.command == Command.BLOCK_STATUS:
                 await self._block_status(request)
@@ -256,10 +255,10 @@ class Transmission:
             await self._send(head, content)
 
     async def _read_unbroken(self, request: Request) -> None:
-        """Answer a long READ of a client that knows only simple replies.
+        """Answer a long READ of a client that supports only simple replies.
 
-        They have no way to take a beginning back: if a later piece cannot be had, the connection
-        ends.
+        These cannot report an error after the beginning: if a later piece cannot be read, the
+        connection is closed.
         """
         stop = request.offset + request.length
         content = await self._device.read(request.offset, PIECE)
@@ -285,7 +284,7 @@ class Transmission:
             await self._send(nbdserver.status(self._style, request, number, extents, done=done))
 
     async def _extents(self, context: str, request: Request) -> Iterator[Extent]:
-        """What is known of this range, by its metadata context."""
+        """The extents of a request's range, for a metadata context."""
         if context == nbd.CACHED:
             runs = self._device.cached(request.offset, request.length)
             return ((length, nbd.IS_LOCAL if here else 0) for length, here in runs)
@@ -297,7 +296,7 @@ class Transmission:
         return ((length, nbd.HOLE | nbd.ZERO if zero else 0) for length, zero in known)
 
     async def _send(self, head: bytes, content: bytes = b"") -> None:
-        """Send one message; no other comes in between."""
+        """Send one message, not interleaved with others."""
         async with self._sending:
             self._whole = False
             await self._transfer(head, content)
@@ -311,7 +310,7 @@ class Transmission:
             await trio.lowlevel.checkpoint()
 
     async def _say_goodbye(self) -> None:
-        """Tell the client that what it still waits for will not come: the server ends."""
+        """Fail the requests in flight with ESHUTDOWN, since the server ends."""
         with trio.move_on_after(GRACE, shield=True):
             for request in self._under_way if self._whole else ():
                 why = "the server ends"
@@ -319,5 +318,5 @@ class Transmission:
 
 
 def _cut(text: str) -> str:
-    """As much of a text as the protocol has room for."""
+    """A text, cut to the protocol's limit."""
     return text.encode()[: nbd.LONGEST_STRING].decode(errors="ignore")

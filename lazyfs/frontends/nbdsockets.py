@@ -1,6 +1,6 @@
-"""Where an NBD server is found: listening sockets, and the URIs by which clients name them.
+"""The listening sockets of an NBD server, and their URIs.
 
-The URIs are those of doc/uri.md of the NBD project.
+The URIs follow doc/uri.md of the NBD project.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from lazyfs.core.errors import ServeError, UsageError
 
 _FIRST_PASSED = 3  # file descriptor; sd_listen_fds(3)
 _PASSED = "see ListenStream= of the .socket unit"
-_BACKLOG = 128  # connections that wait to be accepted
+_BACKLOG = 128  # connections waiting to be accepted
 _LONGEST_PATH = 107  # bytes; unix(7)
 
 
 def passed_sockets() -> list[socket.socket]:
-    """The listening sockets that systemd, or who does as it does, has opened for this process.
+    """The listening sockets passed by socket activation (systemd or compatible).
 
-    Raises ServeError when one is of no use.
+    Raises ServeError if one cannot be used.
     """
     count = os.environ.pop("LISTEN_FDS", "")
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
@@ -47,7 +47,7 @@ def _passed(fd: int) -> socket.socket:
 
 @contextlib.contextmanager
 def unix_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening socket that only its owner may use; its name goes with it. Raises ServeError."""
+    """A listening socket with mode 0600, unlinked at the end. Raises ServeError."""
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ServeError(f"{path} is too long for the name of a socket", "give a shorter --unix")
     _remove_stale(path)
@@ -67,13 +67,13 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
-        with contextlib.suppress(OSError):  # somebody has put another in its place
+        with contextlib.suppress(OSError):  # it may have been removed, or replaced by another
             if os.path.samestat(path.lstat(), ours):
                 path.unlink()
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket of a server that died, if that is there. Raises ServeError."""
+    """Remove the socket of a dead server, if there is one. Raises ServeError."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ServeError(f"{path} exists, and is no socket", "give another --unix")
@@ -90,10 +90,10 @@ def _remove_stale(path: Path) -> None:
 
 
 def tcp_sockets(address: str, port: int, *, plain_anywhere: bool) -> list[socket.socket]:
-    """Listening sockets, one for each address that the name stands for.
+    """Listening sockets, one for each address that the name resolves to.
 
-    ``plain_anywhere``: whether they may be where others than this machine can come. Raises
-    UsageError or ServeError.
+    ``plain_anywhere``: whether other addresses than loopback are allowed. Raises UsageError or
+    ServeError.
     """
     try:
         found = socket.getaddrinfo(
@@ -105,7 +105,7 @@ def tcp_sockets(address: str, port: int, *, plain_anywhere: bool) -> list[socket
         for *_, place in found:
             _refuse_others(str(place[0]))
     if port == 0:
-        del found[1:]  # its port would have to be free for the others by chance
+        del found[1:]  # the port chosen for one address may not be free on the others
     listeners: list[socket.socket] = []
     try:
         listeners += (_tcp_socket(family, place) for family, *_, place in found)
@@ -117,7 +117,7 @@ def tcp_sockets(address: str, port: int, *, plain_anywhere: bool) -> list[socket
 
 
 def _refuse_others(host: str) -> None:
-    """Raises UsageError if other machines than this one can reach the address."""
+    """Raises UsageError if other machines can reach the address."""
     if not ipaddress.ip_address(host.split("%")[0]).is_loopback:
         raise UsageError(
             f"whoever reaches {host} could read the image, and so could the network between",
@@ -140,7 +140,7 @@ def _tcp_socket(family: int, place: tuple[object, ...]) -> socket.socket:
 
 
 def uri(listener: socket.socket, export: str = "", *, tls: bool = False) -> str:
-    """What clients call an export that is served there; the default one if it has no name."""
+    """The URI of an export that is served on this socket; "" is the default export."""
     scheme = "nbds" if tls else "nbd"
     name = quote(export, safe="")
     place = listener.getsockname()

@@ -1,4 +1,4 @@
-"""TLS for an NBD server: by certificates, or by keys that both sides know."""
+"""TLS for an NBD server, with certificates or pre-shared keys."""
 
 import ssl
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from pathlib import Path
 from lazyfs.core.errors import UsageError
 from lazyfs.core.options import TlsOptions
 
-CIPHERS = "ECDHE-PSK:DHE-PSK:PSK:!eNULL:!kRSAPSK"  # for keys
+CIPHERS = "ECDHE-PSK:DHE-PSK:PSK:!eNULL:!kRSAPSK"  # for pre-shared keys
 _HINT = "lazyfs"
 
 
 def tls_context(options: TlsOptions) -> ssl.SSLContext:
-    """What to encrypt with. Raises UsageError."""
+    """The server's TLS context. Raises UsageError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if options.certificates is not None:
@@ -23,7 +23,7 @@ def tls_context(options: TlsOptions) -> ssl.SSLContext:
 
 
 def parse_keys(text: str) -> dict[str, bytes]:
-    """The keys in a file, by the names of their users. Raises ValueError."""
+    """The keys in a file, by user name. Raises ValueError."""
     keys = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.startswith("#"):
@@ -32,7 +32,7 @@ def parse_keys(text: str) -> dict[str, bytes]:
                 raise ValueError(f"line {number} is not NAME:KEY")
             try:
                 keys[name] = bytes.fromhex(key)
-            except ValueError:  # whose own message would repeat the key
+            except ValueError:  # its own message would repeat the key
                 raise ValueError(f"the key in line {number} is not hexadecimal") from None
     if not keys:
         raise ValueError("there is none in it")
@@ -45,7 +45,7 @@ def _use_certificates(context: ssl.SSLContext, directory: Path, *, verify_peer: 
         if verify_peer:
             context.load_verify_locations(directory / "ca-cert.pem")
             context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:  # of which ssl's own are a kind
+    except OSError as error:  # includes ssl.SSLError
         raise UsageError(
             f"the certificates in {directory} cannot be used: {error.strerror or error}",
             "it needs server-cert.pem and server-key.pem; for --tls-verify-peer ca-cert.pem too",
@@ -71,5 +71,5 @@ def _use_keys(context: ssl.SSLContext, file: Path) -> None:
     # In TLS 1.3, OpenSSL and GnuTLS bind such keys to different hashes.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    # Who has no key is answered with an empty one, which OpenSSL refuses.
+    # An unknown user gets an empty key, which OpenSSL refuses.
     context.set_psk_server_callback(lambda name: keys.get(name or "", b""), _HINT)

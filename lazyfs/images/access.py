@@ -6,26 +6,28 @@ When a mount of the same image is running, it owns the cache, and is read instea
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import trio
-
 from lazyfs.core import address
 from lazyfs.core.device import Device, Identity
 from lazyfs.core.errors import CacheBusy
-from lazyfs.core.options import StackOptions
-from lazyfs.images.open import notebook_of, open_stack
+from lazyfs.core.options import ImageOptions, StackOptions
+from lazyfs.formats.layer import Layer
+from lazyfs.images import chain
+from lazyfs.images.chain import Step
+from lazyfs.images.open import catalog_file_of, open_stack
+from lazyfs.images.partitions import the_only_one
 from lazyfs.sources.file import FileDevice
-from lazyfs.system.eventloop import run_to_the_end
+from lazyfs.system.eventloop import run_to_the_end, running
 from lazyfs.system.mountinfo import (
-    CACHE_ATTRIBUTE,
     IDENTITY_ATTRIBUTE,
     IMAGE_IN_A_TREE,
     KIND,
+    VIEW_ATTRIBUTE,
     Mounted,
     all_mounts,
 )
@@ -37,54 +39,43 @@ T = TypeVar("T")
 class OpenImage:
     """An image that can be read.
 
-    ``notebook``: the file in which its catalog is remembered, None for nowhere. ``mtime``: POSIX
-    seconds.
+    ``name``: its URL or path with the chain, without secrets. ``device``: the view. ``mtime``:
+    POSIX seconds. ``catalog_file``: where the view's catalog is remembered; None for nowhere.
+    ``layers``: as they stand in a fragment, the lowest first.
     """
 
-    name: str  # without secrets
+    name: str
     device: Device
     mtime: float
-    notebook: Path | None
+    catalog_file: Path | None
+    layers: tuple[str, ...]
 
 
 def with_image(where: str, options: StackOptions, use: Callable[[OpenImage], Awaitable[T]]) -> T:
     """Call ``use`` with the image at ``where``, a path if it is no URL; returns what it returns.
 
-    ``options``: of that one URL; of no image for a path. Raises a LazyfsError.
+    ``options``: of that one image. Raises a LazyfsError.
     """
 
-    failure: Exception | None = None
-
-    async def run() -> T | None:
-        nonlocal failure
+    async def run() -> T:
         async with _opened(where, options) as image:
-            try:
-                return await use(image)
-            except Exception as error:  # a nursery that it left would wrap it up
-                failure = error
-        return None
+            return await use(image)
 
-    result = run_to_the_end(run)
-    if failure is not None:
-        raise failure
-    return result  # type: ignore[return-value]  # None only after a failure
+    return run_to_the_end(run)
 
 
 @asynccontextmanager
 async def _opened(where: str, options: StackOptions) -> AsyncIterator[OpenImage]:
+    (wanted,) = options.images
     async with contextlib.AsyncExitStack() as closing:
-        if not options.images:
-            yield await closing.enter_async_context(_opened_file(Path(where), where, None))
-            return
-        url = options.images[0].url
-        file = _mounted_file(address.cache_key(url))
-        if file is not None:
-            notebook = notebook_of(options.cache, url)
-            opened = _opened_file(file, address.shown(url), notebook)
-            yield await closing.enter_async_context(opened)
-            return
+        if "://" not in where:
+            opened = _opened_path(where, wanted)
+        elif (mounted := _opened_mount(options)) is not None:
+            opened = mounted
+        else:
+            opened = _opened_url(options)
         try:
-            image = await closing.enter_async_context(_opened_url(options))
+            image = await closing.enter_async_context(opened)
         except CacheBusy:  # another command is looking: its cache is not worth waiting for
             alone = replace(options, cache=replace(options.cache, memory_only=True))
             image = await closing.enter_async_context(_opened_url(alone))
@@ -93,18 +84,64 @@ async def _opened(where: str, options: StackOptions) -> AsyncIterator[OpenImage]
 
 @asynccontextmanager
 async def _opened_url(options: StackOptions) -> AsyncIterator[OpenImage]:
-    async with open_stack(options) as stack, trio.open_nursery() as nursery:
-        nursery.start_soon(stack.run)
+    async with open_stack(options) as stack, running(stack.run):
         (image,) = stack.images
-        yield OpenImage(image.url, image.device, image.mtime, image.notebook)
-        nursery.cancel_scope.cancel()
+        layers = tuple(layer.text for layer in image.layers)
+        yield OpenImage(image.url, image.device, image.mtime, image.catalog_file, layers)
+
+
+def _opened_path(where: str, wanted: ImageOptions) -> AbstractAsyncContextManager[OpenImage]:
+    """A local file. What follows the last ``#`` of its path are layers, unless it is its name."""
+    path, hash_mark, fragment = where.rpartition("#")
+    if not hash_mark or os.path.exists(where):
+        path, fragment = where, ""
+    return _opened_file(Path(path), path, chain.parse(fragment), wanted, None)
+
+
+def _opened_mount(options: StackOptions) -> AbstractAsyncContextManager[OpenImage] | None:
+    """The view, or else the image, as a running mount shows it; None without one."""
+    (wanted,) = options.images
+    url, fragment = address.split_fragment(wanted.url)
+    steps = chain.parse(fragment)
+    key, name = address.cache_key(url), address.shown(url)
+    texts = [step.text for step in steps]
+    file = _mounted_file(chain.view_id(key, texts))
+    if file is not None and steps:
+        digest = chain.digest_of(chain.view_id(key, texts))
+        catalog = catalog_file_of(options.cache, url, digest)
+        plain = replace(wanted, choose_partition=False)
+        return _opened_file(file, f"{name}#{fragment}", [], plain, lambda _: catalog)
+    if file is None and steps:
+        file = _mounted_file(key)
+    if file is None:
+        return None
+
+    def catalog_of(layers: Sequence[Layer]) -> Path | None:
+        digest = chain.digest_of(chain.view_id(key, [layer.text for layer in layers]))
+        return catalog_file_of(options.cache, url, digest)
+
+    return _opened_file(file, name, steps, wanted, catalog_of)
 
 
 @asynccontextmanager
-async def _opened_file(path: Path, name: str, notebook: Path | None) -> AsyncIterator[OpenImage]:
-    device = FileDevice(path, _identity_of(path) if notebook else None)
+async def _opened_file(
+    path: Path,
+    name: str,
+    steps: Sequence[Step],
+    wanted: ImageOptions,
+    catalog_of: Callable[[Sequence[Layer]], Path | None] | None,
+) -> AsyncIterator[OpenImage]:
+    """A file, with layers upon it. ``catalog_of``: where catalogs of an image in a cache are."""
+    device = FileDevice(path, _identity_of(path) if catalog_of else None)
     try:
-        yield OpenImage(name, device, device.modified, notebook)
+        if wanted.choose_partition and not steps:
+            steps = await the_only_one(device, name)
+        layers = await chain.open_chain(device, steps, name)
+        texts = tuple(layer.text for layer in layers)
+        shown = f"{name}#{','.join(texts)}" if texts else name
+        catalog = catalog_of(layers) if catalog_of else None
+        top = layers[-1].device if layers else device
+        yield OpenImage(shown, top, device.modified, catalog, texts)
     finally:
         await device.aclose()
 
@@ -117,13 +154,13 @@ def _identity_of(path: Path) -> Identity | None:
         return None
 
 
-def _mounted_file(key: str) -> Path | None:
-    """The file of a running mount, root's or our own, that stands on the cache of this name."""
+def _mounted_file(view: str) -> Path | None:
+    """The file of a running mount, root's or our own, that shows the view with this id."""
     for mounted in all_mounts():
         if mounted.kind == KIND and mounted.user in (0, os.geteuid()):
             for path in _files_of(mounted):
                 with contextlib.suppress(OSError):  # a mount whose daemon has died
-                    if os.getxattr(path, CACHE_ATTRIBUTE) == key.encode():
+                    if os.getxattr(path, VIEW_ATTRIBUTE) == view.encode():
                         return path
     return None
 

@@ -5,10 +5,8 @@ whoever finds another image under it reads anew.
 """
 
 import dataclasses
-import io
 import json
 import logging
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,24 +19,25 @@ from lazyfs.core.errors import ImageError
 from lazyfs.formats import savedtree
 from lazyfs.formats.iso.catalog import read_tree
 from lazyfs.formats.tree import Tree
+from lazyfs.images.devicefile import DeviceFile
 from lazyfs.system.atomicfile import write_whole
 
 log = logging.getLogger(__name__)
 
-_LARGEST = 256 << 20  # bytes of a notebook
+_LARGEST = 256 << 20  # bytes of a catalog_file
 
 
-async def tree_of(device: Device, notebook: Path | None = None) -> Tree:
+async def tree_of(device: Device, catalog_file: Path | None = None) -> Tree:
     """The tree of the image behind ``device``. Raises ImageError, or why it cannot be read."""
-    return await _known_tree(device, notebook) or await _whole_tree(device, notebook)
+    return await _known_tree(device, catalog_file) or await _whole_tree(device, catalog_file)
 
 
-async def tree_with(device: Device, notebook: Path | None, paths: Collection[str]) -> Tree:
+async def tree_with(device: Device, catalog_file: Path | None, paths: Collection[str]) -> Tree:
     """A tree that has these regular files if the image has them; the rest may be missing.
 
     It takes a fraction of the time and of the bytes. Raises what ``tree_of`` raises.
     """
-    known = await _known_tree(device, notebook)
+    known = await _known_tree(device, catalog_file)
     if known is not None:
         return known
     part = await _read_tree(device, paths)
@@ -46,7 +45,7 @@ async def tree_with(device: Device, notebook: Path | None, paths: Collection[str
         for path in paths:
             part.extents(path)
     except ImageError:  # a link led to what was left out, or it is not there: it tells which
-        return await _whole_tree(device, notebook)
+        return await _whole_tree(device, catalog_file)
     return part
 
 
@@ -59,16 +58,16 @@ def naming(image: str) -> Iterator[None]:
         raise error.about(image) from error
 
 
-async def _known_tree(device: Device, notebook: Path | None) -> Tree | None:
-    if notebook is None or not device.identity.pinned:
+async def _known_tree(device: Device, catalog_file: Path | None) -> Tree | None:
+    if catalog_file is None or not device.identity.pinned:
         return None
-    return await trio.to_thread.run_sync(_remembered, notebook, device.identity)
+    return await trio.to_thread.run_sync(_remembered, catalog_file, device.identity)
 
 
-async def _whole_tree(device: Device, notebook: Path | None) -> Tree:
+async def _whole_tree(device: Device, catalog_file: Path | None) -> Tree:
     tree = await _read_tree(device)
-    if notebook is not None and device.identity.pinned:
-        await trio.to_thread.run_sync(_remember, notebook, device.identity, tree)
+    if catalog_file is not None and device.identity.pinned:
+        await trio.to_thread.run_sync(_remember, catalog_file, device.identity, tree)
     return tree
 
 
@@ -77,59 +76,26 @@ async def _read_tree(device: Device, only: Collection[str] | None = None) -> Tre
     return await trio.to_thread.run_sync(read_tree, file, only)
 
 
-class DeviceFile(io.RawIOBase):
-    """A Device with a cursor. For one thread, which is not the event loop's own."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
-        self._position = max(0, bases[whence] + offset)
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        length = left if size is None or size < 0 else min(size, left)
-        content: bytes = trio.from_thread.run(self._device.read, self._position, length)
-        self._position += len(content)
-        return content
-
-    @property
-    def _size(self) -> int:
-        return self._device.identity.size
-
-
-def _remembered(notebook: Path, identity: Identity) -> Tree | None:
+def _remembered(catalog_file: Path, identity: Identity) -> Tree | None:
     """The tree that was written down for this very version; None if there is none."""
     try:
-        with notebook.open("rb") as file:
+        with catalog_file.open("rb") as file:
             if file.readline(4096) != _title(identity):
                 return None
             return savedtree.load(file.read(_LARGEST))
     except FileNotFoundError:
         return None
     except (OSError, ImageError) as error:
-        log.info("%s: the remembered catalog cannot be used: %s", notebook, error)
+        log.info("%s: the remembered catalog cannot be used: %s", catalog_file, error)
         return None
 
 
-def _remember(notebook: Path, identity: Identity, tree: Tree) -> None:
+def _remember(catalog_file: Path, identity: Identity, tree: Tree) -> None:
     """Write it down, whole or not at all. A disk that refuses costs time at the next look."""
     try:
-        write_whole(notebook, _title(identity) + savedtree.dump(tree))
+        write_whole(catalog_file, _title(identity) + savedtree.dump(tree))
     except OSError as error:
-        log.info("%s cannot be written: %s", notebook, error.strerror)
+        log.info("%s cannot be written: %s", catalog_file, error.strerror)
 
 
 def _title(identity: Identity) -> bytes:

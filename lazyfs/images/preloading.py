@@ -16,7 +16,7 @@ from lazyfs.core.ranges import Span
 from lazyfs.formats import squashfs
 from lazyfs.formats.tree import Tree
 from lazyfs.images.catalogs import tree_of
-from lazyfs.images.open import Image
+from lazyfs.images.image import Image
 from lazyfs.prefetch import profile
 from lazyfs.prefetch.files import load
 from lazyfs.prefetch.preload import in_order_of_use
@@ -58,37 +58,42 @@ class Preloader:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._device = image.unrecorded
-        self._left = image.device.identity.size if image.budget is None else image.budget
+        self._left = image.cache.identity.size if image.budget is None else image.budget
         self._tree: Tree | None = None
         self.asked_for = 0
 
     async def replay(self, file: Path, any_version: bool) -> None:
-        """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError."""
-        found = await (self._beside() if file == AUTO else trio.to_thread.run_sync(load, file))
+        """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError.
+
+        Profiles name bytes of the source, whatever view there is of it.
+        """
+        found = await (self._sidecar() if file == AUTO else trio.to_thread.run_sync(load, file))
         if found is None:
             log.info("%s: there is no profile beside it", self._image.url)
             return
-        if not any_version and not self._device.identity.matches(found.identity):
+        if not any_version and not self._image.cache.identity.matches(found.identity):
             raise ProfileError(
                 "it is of another version of the image",
                 "record a new one, or give --profile-any",
             )
-        await self._ask_for(in_order_of_use(found.uses), "the profile")
+        spans = in_order_of_use(found.uses)
+        await self._ask_for(self._image.prefetcher, spans, "the profile")
 
     async def look(self) -> Tree:
         """The tree in the image, read once. Raises a LazyfsError."""
         if self._tree is None:
-            self._tree = await tree_of(self._device, self._image.notebook)
+            self._tree = await tree_of(self._device, self._image.catalog_file)
         return self._tree
 
     async def preload(self, pattern: str) -> None:
         """Ask for what a pattern names. Raises ImageError if it names nothing; see ``look``."""
-        await self._ask_for(await _ranges(self._device, await self.look(), pattern), pattern)
+        spans = await _ranges(self._device, await self.look(), pattern)
+        await self._ask_for(self._device, spans, pattern)
 
-    async def _beside(self) -> Profile | None:
+    async def _sidecar(self) -> Profile | None:
         """The profile that lies beside the image on its server; None if there is none."""
         with trio.move_on_after(PATIENCE):
-            content = await self._image.beside(ENDING, profile.LARGEST)
+            content = await self._image.sidecar(ENDING, profile.LARGEST)
             if content is None:
                 return None
             text = content.decode(errors="replace")
@@ -98,7 +103,7 @@ class Preloader:
             "give one of your own: --profile FILE",
         )
 
-    async def _ask_for(self, spans: Iterable[Span], what: str) -> None:
+    async def _ask_for(self, device: Device, spans: Iterable[Span], what: str) -> None:
         total = 0
         for number, span in enumerate(spans):
             if span.length > self._left:
@@ -110,7 +115,7 @@ class Preloader:
                 break
             self._left -= span.length
             total += span.length
-            await self._device.ensure(span.start, span.length, Priority.PRELOAD)
+            await device.ensure(span.start, span.length, Priority.PRELOAD)
             if number % _AT_A_TIME == 0:
                 await trio.lowlevel.checkpoint()
         self.asked_for += total

@@ -1,1 +1,1 @@
-"""What will be wanted soon."""
+"""Prefetch: predicting reads, and fetching their ranges ahead of the reader."""

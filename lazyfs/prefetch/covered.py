@@ -1,4 +1,4 @@
-"""A set of bytes, as few ranges. Pure."""
+"""A set of bytes, stored as merged ranges. Pure."""
 
 from bisect import bisect_right
 
@@ -6,7 +6,7 @@ from lazyfs.core.ranges import Span
 
 
 class Covered:
-    """A set of bytes, as few ranges."""
+    """A set of bytes, stored as merged ranges."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -16,7 +16,7 @@ class Covered:
         """Add a range; returns the parts of it that were not in the set, in order."""
         if not span.length:
             return []
-        first = bisect_right(self._stops, span.start - 1)  # the first that touches it or is behind
+        first = bisect_right(self._stops, span.start - 1)  # the first that touches or follows it
         last = bisect_right(self._starts, span.stop)
         new, position = [], span.start
         for start, stop in zip(self._starts[first:last], self._stops[first:last], strict=True):

@@ -1,4 +1,4 @@
-"""Profiles in files."""
+"""Loading profiles from files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from lazyfs.prefetch.profile import LARGEST, Profile, parse
 
 
 def load(file: Path) -> Profile:
-    """The profile in a file. Raises ProfileError."""
+    """Load the profile in a file. Raises ProfileError."""
     try:
         with file.open(encoding="utf-8") as opened:
             return parse(opened.read(LARGEST))

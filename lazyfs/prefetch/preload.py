@@ -1,8 +1,8 @@
-"""From what somebody says will be wanted to the ranges to fetch, in order. Pure.
+"""Turning a profile into the ranges to fetch, in order. Pure.
 
-A profile has every read of a run; asked for one by one they would cost a request each. What was
-read within a moment is wanted within a moment, so it may be fetched in any order: it is sorted, and
-what lies close together becomes one range.
+A profile has every read of a run; fetched one by one they would cost a request each. Ranges that
+were read within a moment are wanted within a moment, so they may be fetched in any order: they are
+sorted, and those that are close together become one range.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ from lazyfs.core.ranges import Span, merged
 from lazyfs.prefetch.profile import Use
 
 MOMENT = 0.25  # seconds
-CLOSE = 16 << 10  # bytes between two ranges that cost less than a request of their own
+CLOSE = 16 << 10  # bytes: a gap up to this costs less than another request
 
 
 def in_order_of_use(uses: Iterable[Use]) -> Iterator[Span]:
-    """The ranges of a profile in the order in which to fetch them."""
+    """The ranges of a profile, in the order in which to fetch them."""
     moment: list[Span] = []
     began = 0.0
     for use in uses:

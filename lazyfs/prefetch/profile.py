@@ -1,4 +1,4 @@
-"""What a run read of an image, in order: recorded, written down, merged, read again. Pure.
+"""Profiles: the ranges that a run read of an image, in order; recording, merging, (de)coding. Pure.
 
 The file is text, one range a line, so that it can be read, edited and compared with diff::
 
@@ -12,7 +12,7 @@ The file is text, one range a line, so that it can be read, edited and compared 
     0.052 581632 4096
 
 A line is the time of first use (seconds since the first read), the offset and the length, in bytes.
-Lines that begin with ``#`` are comments. ``etag`` and ``last-modified`` stand there if the server
+Lines that begin with ``#`` are comments. ``etag`` and ``last-modified`` are present if the server
 sent them.
 
 Rejected: JSON (a diff of it says little); block numbers (they depend on one cache's block size).
@@ -31,13 +31,13 @@ from lazyfs.prefetch.covered import Covered
 
 _TITLE = "lazyfs profile 1"
 _LINE = re.compile(r"(\d{1,9}\.\d{1,6}) (\d{1,19}) (\d{1,19})", re.ASCII)
-PAUSE = 1.0  # seconds between two reads that makes them two uses
+PAUSE = 1.0  # seconds: a longer pause between two reads makes them two uses
 LARGEST = 16 << 20  # bytes of a profile's file
-MOST_USES = 200_000  # ranges of a profile: what is beyond tells nothing of a start
+MOST_USES = 200_000  # ranges of a profile; later ones say nothing about a start
 
 
 class Use(NamedTuple):
-    """A range (bytes) and when it was first read, in seconds since the first read of all."""
+    """A range (in bytes) and the time of its first read, in seconds since the run's first read."""
 
     time: float
     span: Span
@@ -45,7 +45,7 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """What was read of one version of an image. ``uses``: by time, and no byte twice."""
+    """The reads of one version of an image. ``uses``: sorted by time, without overlaps."""
 
     url: str  # without secrets
     identity: Identity
@@ -67,7 +67,7 @@ class Recording:
         self._last = 0.0  # when the last new bytes were read
 
     def note(self, now: float, span: Span) -> bool:
-        """A range was read; returns whether that was new. ``now``: seconds, of a steady clock."""
+        """Note a read; returns whether it had new bytes. ``now``: seconds of a monotonic clock."""
         if self._began is None:
             self._began = now
         if len(self._uses) >= MOST_USES:
@@ -78,7 +78,7 @@ class Recording:
         return bool(new)
 
     def _append(self, use: Use) -> None:
-        """Reads that go on, without a pause, where the last one ended are one use."""
+        """Add a use; one that continues the last without a pause extends that one."""
         at_once = use.time - self._last <= PAUSE
         self._last = use.time
         if at_once and self._uses and self._uses[-1].span.stop == use.span.start:
@@ -92,9 +92,9 @@ class Recording:
 
 
 def merge(profiles: Sequence[Profile]) -> Profile:
-    """What any of several runs read, at the earliest time that one of them did.
+    """Merge the reads of several runs; each range gets its earliest time.
 
-    Raises ProfileError when they are of different images.
+    Raises ProfileError if they are of different images.
     """
     first = profiles[0]
     for other in profiles[1:]:
@@ -111,7 +111,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
 
 
 def as_text(profile: Profile) -> str:
-    """The file of a profile."""
+    """The content of a profile's file."""
     identity = profile.identity
     head = [_TITLE, f"url {profile.url}", f"size {identity.size}"]
     if identity.etag is not None:
@@ -123,7 +123,7 @@ def as_text(profile: Profile) -> str:
 
 
 def parse(text: str) -> Profile:
-    """The profile in a file. Raises ProfileError."""
+    """Parse the content of a profile's file. Raises ProfileError."""
     title, _, rest = text.partition("\n")
     if title.strip() != _TITLE:
         raise ProfileError(

@@ -1,36 +1,36 @@
-"""Sequential read-ahead: from accesses to the ranges worth having. Pure.
+"""Sequential read-ahead: from accesses to the ranges worth prefetching. Pure.
 
-A stream is a reader that goes forward through the image. Its window opens with the second read in
-sequence, doubles each time the reader has used half of it, and dies with the stream. Several
-streams are followed at once; the one that was used longest ago makes room for a new one. Reads come
-out of order within a stream (the kernel keeps two in flight), so "next" has some slack.
+A stream is a reader that goes forward through the image. Its window opens with the second
+sequential read, doubles each time the reader has used half of it, and ends with the stream. Several
+streams are followed at once; a new one replaces the least recently used. Reads arrive out of order
+within a stream (the kernel keeps two in flight), so "next" has some slack.
 
-A reader that leaves out most of what it passes is no sequential one, and opens no window. But where
-what it leaves out costs less to fetch than another round trip, that much is fetched along.
+A reader that skips most of the bytes it passes is not sequential, and opens no window. But if its
+gaps cost less to fetch than another round trip, it gets a window of that many bytes.
 
-How far ahead may be read is a property of the link, so streams that take turns share it.
+The read-ahead limit is a property of the link, so concurrent streams share it.
 """
 
 from lazyfs.core.ranges import Span
 
 FIRST_WINDOW = 128 << 10  # bytes
-SLACK = 1 << 20  # the kernel's largest read: how far out of order a read may come
+SLACK = 1 << 20  # bytes: how far out of order a read may come; the kernel's largest read
 MAX_STREAMS = 16
-DENSE = 0.5  # the part of what a stream has lately passed that it must have read
-MEMORY = 4 * SLACK  # bytes: how long ago "lately" is
-RECENT = 64  # reads of the image: a stream that none of them belonged to has no share of the limit
+DENSE = 0.5  # the share of recently passed bytes that a sequential stream must have read
+MEMORY = 4 * SLACK  # bytes passed that count as recent
+RECENT = 64  # reads of the image: a stream without one of them has no share of the limit
 
 
 class _Stream:
     __slots__ = ("ahead", "gap", "passed", "position", "read", "used_at", "window")
 
     def __init__(self, offset: int, length: int) -> None:
-        self.position = offset + length  # where the reader is: the end of its furthest read
-        self.ahead = self.position  # up to where data were asked for
+        self.position = offset + length  # the end of the reader's furthest read
+        self.ahead = self.position  # the end of the requested data
         self.window = 0
         self.used_at = 0  # the number of its last read
-        self.passed = self.read = float(length)  # bytes, of late
-        self.gap = 0.0  # bytes left out between two reads, on average, of late
+        self.passed = self.read = float(length)  # bytes, recently
+        self.gap = 0.0  # bytes skipped between two reads, recent average
 
     @property
     def dense(self) -> bool:
@@ -40,7 +40,7 @@ class _Stream:
         return abs(offset - self.position) <= SLACK
 
     def move(self, offset: int, length: int) -> bool:
-        """Take note of a read; returns whether it brought the reader forward."""
+        """Note a read; returns whether it moved the reader forward."""
         forward = max(0, offset + length - self.position)
         if forward:
             self.gap += (max(0, offset - self.position) - self.gap) / 4
@@ -62,10 +62,10 @@ class ReadAhead:
         self._reads = 0
 
     def note(self, offset: int, length: int, limit: int, cheap: int = 0) -> Span | None:
-        """A read happened; returns the bytes to have next, if any are not asked for already.
+        """Note a read; returns the range to prefetch, if any is not requested yet.
 
-        ``limit``: how far ahead of all its readers, in bytes. ``cheap``: bytes that take less time
-        to fetch than a round trip.
+        ``limit``: bytes ahead of all readers together.
+        ``cheap``: bytes that take less time to fetch than a round trip.
         """
         self._reads += 1
         stream = self._find(offset)
@@ -84,12 +84,12 @@ class ReadAhead:
         return next((s for s in reversed(self._streams) if s.continues_at(offset)), None)
 
     def _active(self) -> int:
-        """How many streams are read ahead of at present."""
+        """The number of streams that have a window and a recent read."""
         since = self._reads - RECENT
         return sum(1 for stream in self._streams if stream.window and stream.used_at > since)
 
     def _widen(self, stream: _Stream, limit: int, cheap: int) -> Span | None:
-        """Open the window further, once half of it is used."""
+        """Widen the window once half of it is used; returns the range to prefetch."""
         if not stream.dense:
             stream.window = min(cheap, limit) if stream.gap <= cheap else 0
         if stream.ahead - stream.position > stream.window // 2:

@@ -1,4 +1,4 @@
-"""A Device that writes down what is read through it, for a profile."""
+"""A Device that records the reads through it in a profile."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,11 @@ from lazyfs.system.atomicfile import write_whole
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 30.0  # seconds: what a machine that is switched off may lose
+SAVE_EVERY = 30.0  # seconds: the most that a power cut may cost
 
 
 class Recorder(DeviceView):
-    """What readers ask of ``below``, in a file. It must see reads before anything joins them."""
+    """Records the reads of ``below`` in a file. Must see reads before any layer merges them."""
 
     def __init__(self, below: Device, url: str) -> None:
         """``url``: without secrets, for the profile. Nothing is recorded until ``record_to``."""
@@ -31,14 +31,14 @@ class Recorder(DeviceView):
 
     @property
     def file(self) -> Path | None:
-        """Where the profile goes; None if nothing is recorded."""
+        """The file of the profile; None if nothing is recorded."""
         return self._file
 
     async def record_to(self, file: Path | None) -> None:
-        """Begin a new profile in ``file``, which is written while ``run`` runs; or none any more.
+        """Begin a new profile in ``file``, which ``run`` writes; None stops recording.
 
-        What was recorded before is saved in its own file. Raises ProfileError if ``file`` cannot be
-        written; all is as it was then.
+        The profile recorded so far is saved in its own file. Raises ProfileError if ``file`` cannot
+        be written; nothing has changed then.
         """
         await self._save()
         begun = Recording()
@@ -59,7 +59,7 @@ class Recorder(DeviceView):
         return await super().read(offset, length)
 
     async def run(self) -> None:
-        """Save now and then, and once more in the end, until cancelled."""
+        """Save regularly, and once more at the end, until cancelled."""
         try:
             while True:
                 await self._save()
@@ -68,13 +68,13 @@ class Recorder(DeviceView):
             await self._save()
 
     async def _save(self) -> None:
-        """Write down what is new. What goes wrong with it is no reader's trouble."""
+        """Save the profile if it has changed. Errors are logged, and fail no reader."""
         if not self._changed or self._file is None:
             return
         self._changed = False
         found = self._recording.profile(self._url, self.identity)
         try:
-            with trio.CancelScope(shield=True):  # what was read last is in the end's save only
+            with trio.CancelScope(shield=True):  # the last reads are only in the final save
                 await trio.to_thread.run_sync(_write, self._file, found)
         except OSError as error:
             self._changed = True

@@ -1,1 +1,1 @@
-"""Where an image's bytes come from."""
+"""Sources: the servers and files that images are read from."""

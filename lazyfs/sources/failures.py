@@ -1,4 +1,4 @@
-"""What went wrong below, in words: the one place where foreign exceptions are looked into."""
+"""Turning foreign exceptions into words: the only module that inspects them."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ import ssl
 
 from lazyfs.core.errors import UntrustedServer
 
-# How OpenSSL says, in one version or another, that what came was no TLS.
+# OpenSSL's reasons, in its various versions, for input that is not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
 def untrusted(host: str, error: BaseException) -> UntrustedServer | None:
-    """The error that a certificate which does not hold means; None if it was something else."""
+    """The error for an invalid certificate; None if the cause was something else."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return UntrustedServer(
@@ -22,7 +22,7 @@ def untrusted(host: str, error: BaseException) -> UntrustedServer | None:
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's own words for a failure, or else the library's."""
+    """The operating system's text for a failure, or else the library's."""
     for cause in reversed(_causes(error)):
         if isinstance(cause, ssl.SSLError) and cause.reason:
             said = cause.reason.replace("_", " ").lower()
@@ -35,7 +35,7 @@ def reason(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """``error`` and what it was raised from, outermost first; of a group, its first member."""
+    """``error`` and its causes, outermost first; of a group, its first member."""
     chain: list[BaseException] = []
     step: BaseException | None = error
     while step is not None and step not in chain:

@@ -1,4 +1,4 @@
-"""A local file as an image: a whole Device by itself, for it needs no cache."""
+"""A local file as an image: a complete Device, since it needs no cache."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,14 +9,14 @@ import trio
 from lazyfs.core.device import Identity, Link, Priority, Statistics
 from lazyfs.core.errors import ImageError
 from lazyfs.core.ranges import clamp
-from lazyfs.sources.link import Link as LocalLink
+from lazyfs.sources.link import LinkEstimate
 
 
 class FileDevice:
-    """A file or a block device. On a mount of lazyfs, that mount's cache is behind it."""
+    """A file or a block device. A file on a lazyfs mount is cached by that mount."""
 
     def __init__(self, path: Path, identity: Identity | None = None) -> None:
-        """``identity``: of what is in it, where that is known. Raises ImageError."""
+        """``identity``: of the content, if known. Raises ImageError."""
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -33,7 +33,7 @@ class FileDevice:
             ) from error
         known = identity is not None and identity.size == size
         self.identity = identity if identity is not None and known else Identity(size)
-        self.link: Link = LocalLink()
+        self.link: Link = LinkEstimate()
 
     async def read(self, offset: int, length: int) -> bytes:
         span = clamp(offset, length, self.identity.size)
@@ -50,19 +50,28 @@ class FileDevice:
         return content
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
-        """It is all here."""
+        """Does nothing: the whole file is local."""
+
+    def ready(self, offset: int, length: int) -> bool:  # noqa: ARG002
+        """False: the disk, or the mount that the file is on, may be slow."""
+        return False
 
     def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-        yield clamp(offset, length, self.identity.size).length, True
+        here = clamp(offset, length, self.identity.size).length
+        if here:
+            yield here, True
 
     async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
-        return [(clamp(offset, length, self.identity.size).length, False)]
+        here = clamp(offset, length, self.identity.size).length
+        return [(here, False)] if here else []
 
-    async def wait_complete(self) -> None:
-        """It is all here."""
+    async def wait_complete(self, offset: int = 0, length: int | None = None) -> None:
+        """Does nothing: the whole file is local."""
 
     def statistics(self) -> Statistics:
         return Statistics(size=self.identity.size, cached=self.identity.size)
 
     async def aclose(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

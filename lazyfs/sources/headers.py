@@ -1,4 +1,4 @@
-"""Header fields that a user adds to requests: which are taken, and how they are written. Pure."""
+"""Parsing and checking header fields that a user adds to requests. Pure."""
 
 import re
 
@@ -8,8 +8,8 @@ Field = tuple[str, str]  # a name and a value
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-# Fields by which ranges are asked for, answers are framed, and connections are kept.
-# (Host is the user's, as with curl: it goes with the URL's own host only.)
+# Fields that request ranges, frame answers, and control connections.
+# (The user may set Host, as with curl: it is sent to the URL's own host only.)
 _OURS = frozenset(
     {
         "accept-encoding",
@@ -33,7 +33,7 @@ _OURS = frozenset(
 
 
 def parse_header(text: str, what: str = "a --header") -> Field:
-    """A field from ``"Name: value"``. ``what``: where it was written. Raises UsageError.
+    """Parse ``"Name: value"``. ``what``: where it was written. Raises UsageError.
 
     No message repeats the value, which may be a secret.
     """
@@ -46,7 +46,7 @@ def parse_header(text: str, what: str = "a --header") -> Field:
 
 
 def parse_headers(text: str, what: str) -> tuple[Field, ...]:
-    """Fields, one a line; empty lines and those that begin with ``#`` are left out.
+    """Parse one field per line; empty lines and those that begin with ``#`` are skipped.
 
     Raises UsageError.
     """
@@ -55,7 +55,7 @@ def parse_headers(text: str, what: str) -> tuple[Field, ...]:
 
 
 def parse_value(text: str) -> str:
-    """What may stand in a field (RFC 9110 section 5.5), as far as it can be sent."""
+    """Strip and check a field's value (RFC 9110 section 5.5). Raises UsageError."""
     value = text.strip(" \t")
     if not all(c.isprintable() or c == "\t" for c in value) or not value.isascii():
         raise UsageError("a header has characters that cannot be sent", "leave them out")

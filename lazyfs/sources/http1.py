@@ -1,12 +1,12 @@
-"""HTTP/1.1 on the wire, as far as a range request needs it. Pure: bytes in, bytes out.
+"""A codec for HTTP/1.1, as far as range requests need it. Pure: bytes in, bytes out.
 
-A GET without a body goes out; a head comes back, and a body of a known length. That is all that a
-server of images normally says, and it is decided here in a tenth of the time that a complete client
-takes: 65 microseconds of CPU for a request of 4 KiB, where h11 takes 130 and httpx's transport 345
-(one run, one machine). An answer of any other shape is not interpreted: ``Head.length`` is None,
-and the caller asks again through the complete client.
+It sends a GET without a body, and reads a head and a body of known length: normally that is all
+that image servers send. It takes a tenth of the time of a complete client: 65 microseconds of CPU
+for a request of 4 KiB, where h11 takes 130 and httpx's transport 345 (one run, one machine). An
+answer of any other form is not interpreted: ``Head.length`` is None, and the caller sends the
+request again through the complete client.
 
-The rules are RFC 9112's, read strictly: what is not well-formed is an error, never a guess.
+The rules of RFC 9112 are applied strictly: malformed input is an error, never a guess.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lazyfs.core.errors import BadAnswer
 
-MAX_HEAD = 64 * 1024  # bytes; servers limit what they accept to much less
+MAX_HEAD = 64 * 1024  # bytes; the limits of servers are much lower
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n\0]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0-\x08\n-\x1f\x7f]*?)[ \t]*")
@@ -26,9 +26,9 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, or a handshake (RFC 8446 
 class Head:
     """The head of an answer.
 
-    ``headers``: names in lower case, repeated fields joined by commas. ``length``: bytes of the
-    body, or None when they are not simply counted. ``keep``: whether the connection can be used
-    again after the body.
+    ``headers``: names in lower case; repeated fields joined by commas.
+    ``length``: of the body, in bytes; None if Content-Length does not give it.
+    ``keep``: whether the connection can be reused after the body.
     """
 
     status: int
@@ -38,14 +38,14 @@ class Head:
 
     @property
     def interim(self) -> bool:
-        """Whether the answer proper is still to come (RFC 9110 section 15.2)."""
+        """Whether the final answer is still to come (RFC 9110 section 15.2)."""
         return 100 <= self.status < 200 and self.status != 101
 
 
 def request(host: str, target: str, fields: list[tuple[str, str]]) -> bytes:
-    """A GET for ``target`` (path and query, as it goes on the wire) at ``host`` (and port).
+    """A GET for ``target`` (path and query, encoded for the wire) at ``host`` (and port).
 
-    A Host among the fields stands in for ``host``.
+    A Host among the fields replaces ``host``.
     """
     lines = [f"GET {target} HTTP/1.1"]
     if not any(name.lower() == "host" for name, _ in fields):
@@ -55,9 +55,9 @@ def request(host: str, target: str, fields: list[tuple[str, str]]) -> bytes:
 
 
 def parse_head(received: bytes | bytearray) -> tuple[Head, int] | None:
-    """The head at the beginning of ``received``, and how many bytes it takes.
+    """Parse the head at the beginning of ``received``; returns it and its length in bytes.
 
-    None while it is incomplete. Raises BadAnswer for what is not HTTP/1.x, or endless.
+    None while it is incomplete. Raises BadAnswer if it is not HTTP/1.x or too long.
     """
     end = received.find(b"\r\n\r\n")
     if end < 0 or end > MAX_HEAD:
@@ -81,7 +81,7 @@ def parse_head(received: bytes | bytearray) -> tuple[Head, int] | None:
 
 
 def _not_http(received: bytes | bytearray) -> BadAnswer:
-    """The error for an answer that does not begin as HTTP; TLS is what it most often is."""
+    """The error for an answer that does not begin as HTTP; most often it is TLS."""
     if received[:2] in _TLS_RECORDS:
         return BadAnswer("the server's answer is not HTTP, but TLS", "try https:// in the URL")
     return BadAnswer("the server's answer is not HTTP", "check the URL, and its port")

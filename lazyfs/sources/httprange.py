@@ -1,17 +1,17 @@
-"""HTTP range requests: what to ask, and whether the answer may be believed. Pure.
+"""HTTP range requests: building them, and judging their answers. Pure.
 
-Every answer is judged before one byte of it is used. The rules, by RFC 9110:
+Every answer is judged before any byte of it is used. The rules, by RFC 9110:
 
-- a 206 must carry the very range that was asked for, and the image's size (section 14.4);
-- a 200 to a ranged request means that the server has no ranges: never a reason to read on;
+- a 206 must carry exactly the requested range, and the image's size (section 14.4);
+- a 200 to a ranged request means that the server does not support ranges: its body is never read;
 - identity is the strong entity tag, else Last-Modified (section 8.8), always with the size; it is
   compared on each answer, so that two versions of an image never mix;
-- an answer in a content coding has other offsets than the image: refused (section 8.4).
+- an answer in a content coding has other offsets than the image, and is refused (section 8.4).
 
-A message never repeats what a server wrote in words: it may have been told a secret.
+Messages never repeat a server's text, since it may contain a secret.
 
-``If-Range`` is not sent: a changed image would then come as a whole 200, where comparing the
-validators of a 206 says the same for the price of a header.
+``If-Range`` is not sent: a changed image would then be sent as a whole 200, whereas comparing the
+validators of a 206 detects the change for the price of a header.
 """
 
 import re
@@ -34,12 +34,12 @@ from lazyfs.core.errors import (
 
 Headers = Mapping[str, str]  # names in lower case
 
-# 64 TiB, for which the bitmap of a cache takes 256 MiB (in blocks of 32 KiB). An image that is
-# said to be larger is a mistake, or meant to do harm.
+# 64 TiB, for which the bitmap of a cache takes 256 MiB (in blocks of 32 KiB). A larger size is a
+# mistake or an attack.
 MAX_SIZE = 1 << 46
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-REFUSED = frozenset({401, 403})  # who we are is not what the server wants
-# How a redirect's target says that its time is over, or that it is out of order.
+REFUSED = frozenset({401, 403})  # the credentials were refused
+# Answers of a redirect's target that has expired or is out of order.
 FAILED_TARGET = frozenset({403, 404, 410, 500, 502, 503, 504})
 
 _CONTENT_RANGE = re.compile(
@@ -52,15 +52,14 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def request_headers(offset: int, length: int) -> list[tuple[str, str]]:
-    """The header fields that make a GET a request for ``length`` bytes at ``offset``."""
+    """The header fields of a request for ``length`` bytes at ``offset``."""
     return [("Range", f"bytes={offset}-{offset + length - 1}"), ("Accept-Encoding", "identity")]
 
 
 def judge_opening(image: str, status: int, headers: Headers, most: int) -> Identity:
     """The identity of the image, from the answer to a request for its first ``most`` bytes.
 
-    The answer has all of them that there are. ``image``: how messages name it. Raises a
-    SourceError.
+    A shorter image must be sent as a whole. ``image``: its name in messages. Raises a SourceError.
     """
     if is_empty(status, headers):
         raise BadAnswer(f"{image} is empty", "check the URL")
@@ -74,14 +73,14 @@ def judge_opening(image: str, status: int, headers: Headers, most: int) -> Ident
 
 
 def is_empty(status: int, headers: Headers) -> bool:
-    """Whether the answer to a request for the first byte says that there is none."""
+    """Whether the answer to a request for the first byte says that the image is empty."""
     return status == 416 or (status == 200 and headers.get("content-length") == "0")
 
 
 def judge_answer(
     image: str, status: int, headers: Headers, offset: int, length: int, identity: Identity
 ) -> None:
-    """Pass only the answer that brings exactly these bytes of exactly this image.
+    """Accept only an answer with exactly these bytes of exactly this image.
 
     Raises a SourceError.
     """
@@ -102,10 +101,10 @@ def judge_answer(
 
 
 def identity_of(headers: Headers, size: int) -> Identity:
-    """What these header fields say of the version they come with.
+    """The identity of the image according to these header fields.
 
-    A strong entity tag alone decides; a weak one promises nothing about bytes (RFC 9110 section
-    8.8.1), so Last-Modified stands in for it.
+    A strong entity tag alone decides; a weak one says nothing about bytes (RFC 9110 section
+    8.8.1), so Last-Modified is used instead.
     """
     etag = headers.get("etag", "")
     date = None if just_written(headers) else headers.get("last-modified")
@@ -118,16 +117,16 @@ def identity_of(headers: Headers, size: int) -> Identity:
 def just_written(headers: Headers) -> bool:
     """Whether the image was last modified in the very second of this answer.
 
-    It may be again before that second is over, so the date does not pin it yet (RFC 9110 section
-    8.8.2.2). A server must not send a date in the future, so the two are equal then.
+    It may be modified again before that second is over, so the date does not pin it yet (RFC 9110
+    section 8.8.2.2). A server must not send a date in the future, so the two are equal then.
     """
     return headers.get("last-modified", "") == headers.get("date")
 
 
 def redirect_target(image: str, url: str, status: int, headers: Headers) -> str | None:
-    """The absolute URL that a redirect of ``url`` leads to; None when this is no redirect.
+    """The absolute URL that a redirect of ``url`` leads to; None if this is no redirect.
 
-    Raises BadAnswer for a redirect that leads nowhere.
+    Raises BadAnswer for a redirect without a valid target.
     """
     if status not in REDIRECTS:
         return None
@@ -146,9 +145,9 @@ def redirect_target(image: str, url: str, status: int, headers: Headers) -> str 
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Seconds to wait by Retry-After (RFC 9110 section 10.2.3); None when it does not say.
+    """Seconds to wait by Retry-After (RFC 9110 section 10.2.3); None if absent or invalid.
 
-    A date is taken against the server's own Date, so that no clock of ours matters.
+    A date is compared with the server's own Date, so that the local clock does not matter.
     """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
@@ -161,7 +160,7 @@ def retry_after(headers: Headers) -> float | None:
 
 
 def _judge_status(image: str, status: int, headers: Headers) -> None:
-    """Pass a 206 that holds one plain byte range; raise what any other answer means."""
+    """Accept a 206 with one plain byte range; raise the SourceError for any other answer."""
     if status != 206:
         raise _refusal(image, status, headers)
     if "transfer-encoding" in headers and "content-length" in headers:
@@ -178,7 +177,7 @@ def _judge_status(image: str, status: int, headers: Headers) -> None:
 
 
 def _refusal(image: str, status: int, headers: Headers) -> SourceError:
-    """What a status other than 206 means."""
+    """The error for a status other than 206."""
     if status == 200:
         return NoRanges(
             f"{image}: the server does not support range requests",

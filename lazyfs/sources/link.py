@@ -1,39 +1,39 @@
-"""What a link does: its round trip and its rate, as the answers show them. Pure.
+"""Estimating a link's round trip and rate from the answers. Pure.
 
-Times are seconds of any one clock, handed in. The round trip is the time from asking to the first
-byte on a connection that was open; the smallest counts, since anything above it is queueing, and it
-gives way slowly, since routes change. The rate is what comes in, over all connections together,
-while at least one body is under way: pauses of the readers do not count.
+Times are passed in, in seconds of any one clock. The round trip is the time from the request to the
+first byte on a connection that was open; the estimate follows the smallest, since anything above is
+queueing, and rises slowly, since routes change. The rate is that of all connections together while
+at least one body is in flight, so pauses of the readers do not count.
 """
 
 _FORGET = 0.02  # how far a larger round trip pulls the estimate up
 _SMOOTH = 0.3  # how far one sample moves the rate
-_ASSUMED_RATE = 10e6  # bytes a second
+_ASSUMED_RATE = 10e6  # bytes per second
 _SAMPLE_TIME = 0.05  # seconds; shorter bursts show buffers, not the link
 _SAMPLE_BYTES = 256 << 10
 
 
-class Link:
+class LinkEstimate:
     """The estimates for one host."""
 
     def __init__(self) -> None:
         self.round_trip = 0.0  # seconds; 0 until known
-        self.rate = 0.0  # bytes a second; 0 until known
+        self.rate = 0.0  # bytes per second; 0 until known
         self._bodies = 0
         self._since = 0.0
         self._bytes = 0
 
     @property
     def bandwidth_delay(self) -> int:
-        """Bytes that the link holds: what must be under way to use all of it.
+        """The bandwidth-delay product: bytes that must be in flight to use the whole link.
 
-        0 until the round trip is known. Short answers say nothing of the rate, and a reader who
-        gets only such would never be read ahead for; so a modest rate is assumed until it is known.
+        0 until the round trip is known. Short answers say nothing about the rate, and a reader that
+        gets only such would never get read-ahead; so a modest rate is assumed until it is known.
         """
         return int(self.round_trip * (self.rate or _ASSUMED_RATE))
 
     def answered(self, seconds: float) -> None:
-        """The first byte came this long after asking."""
+        """Note a round trip: the seconds from the request to the first byte."""
         if not self.round_trip or seconds < self.round_trip:
             self.round_trip = seconds
         else:
@@ -45,7 +45,7 @@ class Link:
             self._since, self._bytes = now, 0
 
     def received(self, now: float, length: int) -> None:
-        """``length`` bytes of some body came in."""
+        """Note ``length`` received bytes of any body."""
         self._bytes += length
         elapsed = now - self._since
         if elapsed < _SAMPLE_TIME or self._bytes < _SAMPLE_BYTES:

@@ -1,9 +1,9 @@
-"""One connection to an export of an NBD server, shared by all who read from it.
+"""One connection to an export of an NBD server, shared by all its readers.
 
-There is no task that reads: whoever waits for an answer reads, and hands on what is for others;
-when he has his own, one of them reads on. If one goes away in the middle of that, nothing is lost.
+There is no receiving task: a waiter receives, and hands on the answers of others; when it has its
+own, another waiter goes on. A waiter may be cancelled at any point without losing data.
 
-Foreign exceptions, and those of the codec, end here.
+Foreign exceptions, and those of the codec, are translated here.
 """
 
 import contextlib
@@ -29,17 +29,18 @@ from lazyfs.protocols.nbd import Command, Error, ProtocolError, Reply, Request
 from lazyfs.protocols.nbdclient import Failed, Handshake, Pending, Refused, ReplyReader
 from lazyfs.protocols.wire import EndOfStream, Wire, converse, take_step
 from lazyfs.sources.failures import reason, untrusted
-from lazyfs.sources.stall import Pace
+from lazyfs.sources.stall import StallTimer
 
-_GOODBYE = 0.5  # seconds that a server may take to hear it
+_GOODBYE = 0.5  # seconds to send the disconnect request
 _USAGE = "write it like nbd://host/export or nbd+unix:///export?socket=PATH"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an export is: on a host and port, or behind a Unix socket.
+class Endpoint:
+    """The address of an export: a host and port, or a Unix socket.
 
-    ``certified``: the name that a certificate must be for. ``tls``: whether there must be one.
+    ``tls``: whether TLS is required.
+    ``certified``: the name that the server's certificate must be for.
     """
 
     host: str
@@ -50,8 +51,8 @@ class Place:
     certified: str
 
     @classmethod
-    def of(cls, url: str) -> "Place":
-        """By doc/uri.md of the NBD project. Raises UsageError."""
+    def of(cls, url: str) -> "Endpoint":
+        """Parse a URL by doc/uri.md of the NBD project. Raises UsageError."""
         parts = urlsplit(url)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         socket = query.pop("socket", None)
@@ -75,15 +76,17 @@ class Place:
 
 
 class Connection:
-    """A connection that has chosen its export. Once it is broken it stays so."""
+    """A connection after the handshake. Once broken, it stays so."""
 
-    def __init__(self, wire: Wire, opened: nbdclient.Opened, place: Place, patience: float) -> None:
+    def __init__(
+        self, wire: Wire, opened: nbdclient.Opened, endpoint: Endpoint, patience: float
+    ) -> None:
         self.opened = opened
         self.broken: Callable[[], LazyfsError] | None = None  # makes the error to raise
         self._wire = wire
-        self._place = place
+        self._endpoint = endpoint
         self._patience = patience
-        self._pace = Pace.of_body(patience)
+        self._stall = StallTimer.of_body(patience)
         self._pending: dict[int, Pending] = {}
         self._unsent = 0
         self._cookies = itertools.count(1)
@@ -95,16 +98,16 @@ class Connection:
 
     @property
     def under_way(self) -> int:
-        """Requests that have not been answered, or not even sent."""
+        """The number of requests not answered or not sent yet."""
         return len(self._pending) + self._unsent
 
     def changed(self) -> None:
-        """Wake all who wait for an answer: one of them may have it."""
+        """Wake all waiters, since one of them may have its answer."""
         self._changed.set()
         self._changed = trio.Event()
 
     async def send(self, command: Command, pending: Pending, length: int) -> None:
-        """Ask for what ``pending`` takes in. Raises a SourceError."""
+        """Send a request, whose answer goes to ``pending``. Raises a SourceError."""
         self._unsent += 1
         try:
             await self._sending.acquire()
@@ -114,7 +117,7 @@ class Connection:
             if self.broken is not None:
                 raise self.broken()
             if not self._pending:
-                self._pace = Pace.of_body(self._patience)
+                self._stall = StallTimer.of_body(self._patience)
             cookie = next(self._cookies)
             self._pending[cookie] = pending
             wanted = Request(0, command, cookie, pending.offset, length)
@@ -124,7 +127,7 @@ class Connection:
             self._sending.release()
 
     async def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait for an answer that makes ``ready`` true. Raises a SourceError."""
+        """Wait until an answer makes ``ready`` true. Raises a SourceError."""
         while not ready():
             if self.broken is not None:
                 raise self.broken()
@@ -140,25 +143,25 @@ class Connection:
                 self.changed()
 
     async def _read(self) -> None:
-        """Take in the next part of some answer."""
+        """Receive the next part of any answer."""
         asked = trio.current_time()
         try:
-            with trio.fail_after(self._pace.left):
+            with trio.fail_after(self._stall.left):
                 received = await take_step(self._wire, self._step)
         except trio.TooSlowError:
-            self._break(Unreachable, self._pace.complaint(str(self._place)))
+            self._break(Unreachable, self._stall.complaint(str(self._endpoint)))
             return
         except (EndOfStream, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._break(Unreachable, _broken_off(self._place, error))
+            self._break(Unreachable, _broken_off(self._endpoint, error))
             return
-        self._pace.received(len(received), trio.current_time() - asked)
+        self._stall.received(len(received), trio.current_time() - asked)
         try:
             self._step = self._replies.send(received)
         except ProtocolError as error:
             self._break(BadAnswer, error.message)
 
     async def leave(self) -> None:
-        """Tell the server that nothing follows, and close."""
+        """Send a disconnect request if the connection is idle, and close it."""
         if self.broken is None and not self._pending:
             goodbye = Request(0, Command.DISC, 0, 0, 0)
             with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(_GOODBYE):
@@ -166,7 +169,7 @@ class Connection:
         await self.aclose()
 
     async def aclose(self) -> None:
-        self._break(Unreachable, f"the connection to {self._place} was closed")
+        self._break(Unreachable, f"the connection to {self._endpoint} was closed")
         await trio.aclose_forcefully(self._wire.stream)
 
     def _break(self, kind: type[LazyfsError], why: str) -> None:
@@ -176,57 +179,57 @@ class Connection:
 
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
-        """What leaves here may have been half sent."""
+        """Mark the connection as broken if sending fails: the request may be half sent."""
         try:
             yield
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._break(Unreachable, _broken_off(self._place, error))
-            raise Unreachable(_broken_off(self._place, error)) from error
+            self._break(Unreachable, _broken_off(self._endpoint, error))
+            raise Unreachable(_broken_off(self._endpoint, error)) from error
         except BaseException:
-            self._break(Unreachable, f"the connection to {self._place} was given up")
+            self._break(Unreachable, f"the connection to {self._endpoint} was given up")
             raise
 
 
-async def connect(place: Place, tls: ssl.SSLContext | None, patience: float) -> Connection:
-    """Connect to a server, and choose the export. Raises a SourceError."""
+async def connect(endpoint: Endpoint, tls: ssl.SSLContext | None, patience: float) -> Connection:
+    """Connect to a server and choose the export. Raises a SourceError."""
     try:
         with trio.fail_after(patience):
-            wire = Wire(await _open_stream(place))
+            wire = Wire(await _open_stream(endpoint))
     except trio.TooSlowError as error:
-        raise Unreachable(f"cannot connect to {place}: no answer") from error
+        raise Unreachable(f"cannot connect to {endpoint}: no answer") from error
     except OSError as error:
-        raise Unreachable(f"cannot connect to {place}: {reason(error)}") from error
+        raise Unreachable(f"cannot connect to {endpoint}: {reason(error)}") from error
     try:
-        handshake = Handshake(place.export, [nbd.ALLOCATION], tls=place.tls)
+        handshake = Handshake(endpoint.export, [nbd.ALLOCATION], tls=endpoint.tls)
         with trio.fail_after(patience):
-            opened = await converse(wire, handshake.run(), tls, place.certified)
-        return Connection(wire, opened, place, patience)
+            opened = await converse(wire, handshake.run(), tls, endpoint.certified)
+        return Connection(wire, opened, endpoint, patience)
     except BaseException as error:
         await trio.aclose_forcefully(wire.stream)
-        translated = _translated(error, place)
+        translated = _translated(error, endpoint)
         if translated is None:
             raise
         raise translated from error
 
 
-async def _open_stream(place: Place) -> trio.SocketStream:
-    if place.socket is not None:
-        return await trio.open_unix_socket(place.socket)
-    return await trio.open_tcp_stream(place.host, place.port)
+async def _open_stream(endpoint: Endpoint) -> trio.SocketStream:
+    if endpoint.socket is not None:
+        return await trio.open_unix_socket(endpoint.socket)
+    return await trio.open_tcp_stream(endpoint.host, endpoint.port)
 
 
-def _translated(error: BaseException, place: Place) -> LazyfsError | None:
-    """What a failed handshake means; None for what is none of its failures."""
+def _translated(error: BaseException, endpoint: Endpoint) -> LazyfsError | None:
+    """The LazyfsError for a failed handshake; None for other exceptions."""
     if isinstance(error, trio.TooSlowError):
-        return Unreachable(f"{place} fell silent")
+        return Unreachable(f"{endpoint} fell silent")
     if isinstance(error, Refused):
         return _refusal(error)
     if isinstance(error, EndOfStream):
-        return Unreachable(f"{place} closed the connection; it may have no such export")
+        return Unreachable(f"{endpoint} closed the connection; it may have no such export")
     if isinstance(error, ProtocolError):
         return BadAnswer(error.message, "check the URL, and its port")
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
-        return untrusted(place.certified, error) or Unreachable(_broken_off(place, error))
+        return untrusted(endpoint.certified, error) or Unreachable(_broken_off(endpoint, error))
     return None
 
 
@@ -243,7 +246,7 @@ def _refusal(error: Refused) -> LazyfsError:
 
 
 def failure(failed: Failed) -> LazyfsError:
-    """What it means that a request failed."""
+    """The error for a failed request."""
     name = Error(failed.number).name if failed.number in set(Error) else str(failed.number)
     what = f"the server fails with E{name}{f': {failed.said}' if failed.said else ''}"
     if failed.number in (Error.IO, Error.NOMEM):
@@ -253,7 +256,7 @@ def failure(failed: Failed) -> LazyfsError:
     return BadAnswer(what)
 
 
-def _broken_off(place: Place, error: BaseException) -> str:
+def _broken_off(endpoint: Endpoint, error: BaseException) -> str:
     if isinstance(error, EndOfStream):
-        return f"{place} broke off"
-    return f"the connection to {place} broke: {reason(error)}"
+        return f"{endpoint} broke off"
+    return f"the connection to {endpoint} broke: {reason(error)}"

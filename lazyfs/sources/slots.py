@@ -1,8 +1,8 @@
-"""How many requests one host gets at a time, and who goes next.
+"""Limiting the concurrent requests to one host, and choosing the next.
 
-A lane is the right to have one request under way. A host has ``count`` of them, shared by all
-images on it: mirrors ban the greedy. Demand never queues behind prefetch: it is served first, and
-prefetch leaves one lane free for it (a host with one lane has none to spare).
+A slot is the right to have one request in flight. A host has ``count`` of them, shared by all
+images on it: mirrors ban greedy clients. Demand never queues behind prefetch: it is served first,
+and prefetch leaves one slot free for it (except on a host with a single slot).
 """
 
 from collections import deque
@@ -10,34 +10,37 @@ from collections import deque
 import trio
 
 from lazyfs.core.device import Priority
+from lazyfs.sources.health import Health
+from lazyfs.sources.link import LinkEstimate
 
 
-class HostLane:
-    """One lane in use."""
+class HostSlot:
+    """One acquired slot."""
 
-    def __init__(self, lanes: "Lanes", priority: Priority) -> None:
-        self._lanes = lanes
+    def __init__(self, limiter: "HostLimiter", priority: Priority) -> None:
+        self._limiter = limiter
         self._priority = priority
 
     @property
     def last(self) -> bool:
-        return not self._lanes.free
+        """Whether no other slot of the host is free."""
+        return not self._limiter.free
 
     def release(self) -> None:
-        self._lanes.give_back(self._priority)
+        self._limiter.give_back(self._priority)
 
 
-class Lanes:
-    """The lanes of one host."""
+class HostLimiter:
+    """The slots of one host."""
 
     def __init__(self, count: int) -> None:
-        self.free = count  # lanes that nobody has
+        self.free = count  # slots not in use
         self._free_for_prefetch = max(1, count - 1)
         self._demand: deque[trio.Event] = deque()
         self._prefetch: deque[trio.Event] = deque()
 
-    async def acquire(self, priority: Priority) -> HostLane:
-        """Wait for a lane."""
+    async def acquire(self, priority: Priority) -> HostSlot:
+        """Wait for a slot."""
         await trio.lowlevel.checkpoint_if_cancelled()
         demand = priority is Priority.DEMAND
         turn = trio.Event()
@@ -48,7 +51,7 @@ class Lanes:
         except trio.Cancelled:
             self._abandon(turn, priority)
             raise
-        return HostLane(self, priority)
+        return HostSlot(self, priority)
 
     def give_back(self, priority: Priority) -> None:
         self.free += 1
@@ -72,3 +75,23 @@ class Lanes:
             self._demand.remove(turn)
         else:
             self._prefetch.remove(turn)
+
+
+class Host:
+    """The state of one host, shared by all images on it: slots, link estimate and health."""
+
+    def __init__(self, name: str, connections: int, patience: float) -> None:
+        """``connections``: slots. ``patience``: seconds that a reader waits; 0: no limit."""
+        self.name = name
+        self.limiter = HostLimiter(connections)
+        self.link = LinkEstimate()
+        self.health = Health(name, patience)
+
+    async def slot(self, priority: Priority) -> HostSlot:
+        """Wait for the end of the host's back-off and for a slot."""
+        while True:
+            await self.health.wait()
+            slot = await self.limiter.acquire(priority)
+            if self.health.may_ask:
+                return slot
+            slot.release()  # the host has failed while this was queued

@@ -1,16 +1,16 @@
-"""Whose certificates are believed."""
+"""TLS contexts: which certificates are trusted."""
 
 import ssl
 
 from lazyfs.core.errors import UsageError
-from lazyfs.core.options import HttpOptions
+from lazyfs.core.options import ServerOptions
 
 
-def client_context(options: HttpOptions) -> ssl.SSLContext:
-    """The system's authorities (or the user's own), not a bundle carried along.
+def client_context(options: ServerOptions) -> ssl.SSLContext:
+    """A context that trusts the system's authorities (or the user's own), not a bundled list.
 
-    What curl accepts is accepted: from version 3.13 on, Python also wants of private authorities
-    what RFC 5280 asks of public ones. Raises UsageError.
+    VERIFY_X509_STRICT is off, as with curl: from version 3.13 on, Python would demand of private
+    authorities what RFC 5280 demands of public ones. Raises UsageError.
     """
     cafile = options.cacert
     try:

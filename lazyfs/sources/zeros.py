@@ -1,4 +1,4 @@
-"""What is known of where an image holds nothing but zeros. Pure."""
+"""A map of the zero runs of an image, as far as they are known. Pure."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -7,17 +7,17 @@ _MOST_RUNS = 1 << 16
 
 
 class ZeroMap:
-    """Runs of bytes that are known to be zeros, or not; of the rest, nothing is known.
+    """Runs of bytes that are known to be zeros or data; the rest is unknown.
 
-    Of bounded size: when there is too much, it begins again.
+    The size is bounded: when full, the map is cleared.
     """
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._runs: list[tuple[int, bool]] = []  # where each stops, and whether it is zeros
+        self._runs: list[tuple[int, bool]] = []  # each run's end, and whether it is zeros
 
     def learn(self, offset: int, runs: Iterable[tuple[int, bool]]) -> None:
-        """From ``offset`` on there are runs of such lengths, zeros or not."""
+        """Add runs from ``offset`` on: (length, whether zeros)."""
         for length, zero in runs:
             stop = offset + length
             while offset < stop:
@@ -30,7 +30,7 @@ class ZeroMap:
                     offset = min(stop, known[0])
 
     def known(self, offset: int, stop: int) -> Iterator[tuple[int, bool]]:
-        """Lengths of runs from ``offset`` on, and whether they are zeros, as far as is known."""
+        """The known runs from ``offset`` on, without gaps: (length, whether zeros)."""
         while offset < stop:
             run = self._run_at(offset)
             if run is None:

@@ -1,1 +1,1 @@
-"""The operating system: programs, mounts, loop devices, files, signals."""
+"""Interfaces to the operating system: programs, mounts, loop devices, files, signals."""

@@ -1,7 +1,7 @@
-"""Marks on open files that others can look for: open file description locks (fcntl(2)).
+"""Marks on open files that other processes can detect: open file description locks (fcntl(2)).
 
-Such a lock belongs to the open file and not to a process: whoever was given the open file keeps it,
-a loop device in the kernel too. And it can be asked for without being taken, as flock(2) cannot.
+Such a lock belongs to the open file, not to a process: every holder of the open file keeps it, even
+a loop device in the kernel. And it can be tested without being taken, unlike flock(2).
 """
 
 import fcntl
@@ -16,6 +16,6 @@ def mark(fd: int) -> None:
 
 
 def is_marked(fd: int) -> bool:
-    """Whether the file has a mark that came by another opening of it. Raises OSError."""
+    """Whether the file has a mark set through another open of it. Raises OSError."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
     return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)

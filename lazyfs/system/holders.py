@@ -1,7 +1,7 @@
-"""Who has a block device or a mount in use: by /proc and sysfs, which ask nobody.
+"""Finding the users of a block device or a mount through /proc and sysfs, which never block.
 
-The device itself is not opened, and nothing in the mount is looked at: they may be dead, and who
-asks them would wait.
+The device itself is not opened, and nothing in the mount is accessed: they may be dead, and the
+access would hang.
 """
 
 import os
@@ -16,9 +16,9 @@ _CLASS = Path("/sys/class/block")
 
 
 def holders(device: str, owner: str | None) -> list[str]:
-    """Everything that holds ``device``, like ``/dev/nbd0``, for a person to read.
+    """The holders of ``device``, like ``/dev/nbd0``, in human-readable form.
 
-    ``owner``: the number of a thread whose process may have it open, since it serves it.
+    ``owner``: the id of a thread; its process, which serves the device, is left out.
     """
     nodes = _nodes(device)
     paths = frozenset(nodes.values())
@@ -26,7 +26,7 @@ def holders(device: str, owner: str | None) -> list[str]:
 
 
 def holders_of_mount(mountpoint: Path) -> list[str]:
-    """Everybody who has something of a mount open or works in it, for a person to read."""
+    """The processes that use files of a mount or work in it, in human-readable form."""
     found = []
     for process in _all_processes():
         held = sorted(path for path in _used_by(process) if Path(path).is_relative_to(mountpoint))
@@ -36,13 +36,13 @@ def holders_of_mount(mountpoint: Path) -> list[str]:
 
 
 def _nodes(device: str) -> dict[str, str]:
-    """The device and its partitions: their paths, by major:minor."""
+    """The paths of the device and its partitions, by major:minor."""
     name = Path(device).name
     found = {}
     for number in (_CLASS / name / "dev", *sorted((_CLASS / name).glob(f"{name}p*/dev"))):
         try:
             found[number.read_text().strip()] = f"/dev/{number.parent.name}"
-        except OSError:  # it has just gone
+        except OSError:  # just removed
             continue
     return found
 
@@ -54,7 +54,7 @@ def _mounts(nodes: dict[str, str]) -> Iterator[str]:
 
 
 def _stacked(paths: frozenset[str]) -> Iterator[str]:
-    """Devices that stand on these: loop devices, and those of the device mapper and the like."""
+    """Devices on top of these: loop devices, and those of the device mapper and the like."""
     for path in sorted(paths):
         for holder in sorted((_CLASS / Path(path).name / "holders").glob("*")):
             yield f"/dev/{holder.name} stands on {path}"
@@ -65,7 +65,7 @@ def _stacked(paths: frozenset[str]) -> Iterator[str]:
 
 
 def _processes(paths: frozenset[str], owner: str | None) -> Iterator[str]:
-    """Processes that have one of these open; our own does not count."""
+    """Processes that have one of these open, except our own and the owner's."""
     for process in _all_processes():
         if owner and (process / "task" / owner).exists():
             continue
@@ -75,21 +75,21 @@ def _processes(paths: frozenset[str], owner: str | None) -> Iterator[str]:
 
 
 def _all_processes() -> list[Path]:
-    """All but our own."""
+    """All processes except our own."""
     found = sorted(Path("/proc").glob("[0-9]*"), key=lambda process: int(process.name))
     return [process for process in found if process.name != str(os.getpid())]
 
 
 def _opened_by(process: Path) -> set[str]:
-    """What a process has open, by the names of the links alone: following one may block."""
+    """The files that a process has open, by the links' names only: following one may block."""
     try:
         return _targets((process / "fd").iterdir())
-    except OSError:  # it has just ended, or is none of our business
+    except OSError:  # just ended, or not permitted
         return set()
 
 
 def _used_by(process: Path) -> set[str]:
-    """The same, and where it works, and what it has mapped."""
+    """The files that a process has open or mapped, its program, root and working directory."""
     places = _targets(process / name for name in ("cwd", "root", "exe"))
     try:
         lines = (process / "maps").read_text(errors="surrogateescape").splitlines()

@@ -1,14 +1,14 @@
-"""What is mounted where, by proc(5) mountinfo: asking the filesystems themselves could block."""
+"""The mounts, from proc(5) mountinfo: accessing the filesystems themselves could block."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-KIND = "fuse.lazyfs"  # of our own mounts
-CACHE_ATTRIBUTE = "user.lazyfs.cache"  # of a mounted image: the name of its cache
+KIND = "fuse.lazyfs"  # the filesystem type of lazyfs mounts
+VIEW_ATTRIBUTE = "user.lazyfs.view"  # of a mounted image: the id of the view that it shows
 IDENTITY_ATTRIBUTE = "user.lazyfs.identity"  # of a mounted image: its Identity, as JSON
-IMAGE_IN_A_TREE = ".lazyfs-image"  # what the image is called where its tree is shown
+IMAGE_IN_A_TREE = ".lazyfs-image"  # the image's name in a mount that shows its tree
 
 _USER = re.compile(r"(?:^|,)user_id=(\d+)")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -16,7 +16,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mounted:
-    """One mount. ``device``: major:minor. ``user``: who mounted it, where FUSE says so."""
+    """One mount. ``device``: major:minor. ``user``: the uid of its owner, for FUSE mounts."""
 
     mountpoint: Path
     kind: str
@@ -31,18 +31,18 @@ def mount_on(mountpoint: Path) -> Mounted | None:
 
 
 def all_mounts() -> list[Mounted]:
-    """All mounts of this namespace, in the order in which they were made."""
+    """All mounts of this namespace, in order of mounting."""
     return _mounts_of("self")
 
 
 def mounts_of_init() -> list[Mounted]:
-    """All mounts that the first process sees; none where it may not be looked at.
+    """All mounts of process 1's namespace; none if that is not permitted.
 
-    They may be others than ours: at a live boot the daemon has a namespace and a root of its own.
+    They may differ from ours: in a live boot the daemon has its own namespace and root.
     """
     try:
         return _mounts_of("1")
-    except OSError:  # a /proc that hides it
+    except OSError:  # hidden in /proc
         return []
 
 
@@ -61,6 +61,6 @@ def _parse(line: str) -> Mounted:
 
 
 def _plain(field: str) -> str:
-    """A field with its octal escapes undone; they stand for bytes."""
+    """A field with its octal escapes, which encode bytes, decoded."""
     raw = os.fsencode(field).decode("latin-1")
     return os.fsdecode(_ESCAPE.sub(lambda m: chr(int(m[1], 8)), raw).encode("latin-1"))

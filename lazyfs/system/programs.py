@@ -1,4 +1,4 @@
-"""The system's programs that lazyfs runs: finding them, and telling what they complained of."""
+"""Running the system's programs: finding them, and reporting their errors."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lazyfs.core.errors import ProgramFailed, ToolMissing
 
-_PACKAGES = {  # the Debian packages that hold them
+_PACKAGES = {  # the Debian packages that contain them
     "fusermount3": "fuse3",
     "losetup": "mount",
     "mksquashfs": "squashfs-tools",
@@ -20,7 +20,7 @@ _PACKAGES = {  # the Debian packages that hold them
 
 def find(program: str) -> str:
     """The path of ``program``. Raises ToolMissing, which names the package to install."""
-    # su(1) may leave root without the directories where losetup lies.
+    # su(1) may leave root without the directories that contain losetup.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     found = shutil.which(program, path=path)
     if found is None:
@@ -31,9 +31,9 @@ def find(program: str) -> str:
 
 
 def run(program: str, arguments: Sequence[str | Path], limit: float | None = None) -> str:
-    """Run ``program`` to its end, at most ``limit`` seconds, and return what it printed.
+    """Run ``program`` to its end, at most ``limit`` seconds, and return its stdout.
 
-    Raises ProgramFailed with what it complained of; ToolMissing.
+    Raises ProgramFailed, with the program's stderr, or ToolMissing.
     """
     try:
         done = subprocess.run(
@@ -42,14 +42,14 @@ def run(program: str, arguments: Sequence[str | Path], limit: float | None = Non
             text=True,
             check=False,
             timeout=limit,
-            start_new_session=True,  # Ctrl-C is meant for us, who clean up
-            env={**os.environ, "LC_ALL": "C"},  # what they say is looked at
+            start_new_session=True,  # Ctrl-C is for lazyfs only, which cleans up
+            env={**os.environ, "LC_ALL": "C"},  # their messages are parsed
         )
     except subprocess.TimeoutExpired as error:
         raise ProgramFailed(f"{program} did not end within {limit:g} seconds") from error
     if done.returncode:
         complaint = " ".join(done.stderr.split()) or f"it ended with code {done.returncode}"
-        complaint = complaint.partition(" dmesg(1) may have")[0].rstrip(".")  # so says our cure
+        complaint = complaint.partition(" dmesg(1) may have")[0].rstrip(".")  # the cure says so
         named = complaint.startswith(f"{program}:")
         raise ProgramFailed(complaint if named else f"{program}: {complaint}")
     return done.stdout

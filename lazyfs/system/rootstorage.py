@@ -1,7 +1,7 @@
-"""A daemon that a root filesystem stands on: what it takes to outlive the lack of memory, and init.
+"""Hardening a daemon that serves a root filesystem against lack of memory and against shutdown.
 
-If such a daemon needs memory that can only be had by writing to what it serves, or reads its own
-program from there, nothing ever goes on.
+If such a daemon needs memory that can only be freed by writing to the filesystem it serves, or
+reads its own program from there, it deadlocks.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ from setproctitle import getproctitle, setproctitle
 
 from lazyfs.core.errors import DeviceError
 
-_LOCK_ALL = 1 | 2  # MCL_CURRENT, MCL_FUTURE: what is in memory, and what will be
+_LOCK_ALL = 1 | 2  # MCL_CURRENT, MCL_FUTURE: present and future pages
 _SET_IO_FLUSHER = 57  # PR_SET_IO_FLUSHER of prctl(2)
 
 
 def harden() -> None:
-    """Make this process one that a root filesystem can stand on. Raises DeviceError.
+    """Make this process fit to serve a root filesystem. Raises DeviceError.
 
-    Its memory is locked; the kernel kills others first when there is none left, and writes nothing
-    out on its behalf to get some; and systemd leaves it alone at shutdown, by the ``@`` in front of
-    its name (https://systemd.io/ROOT_STORAGE_DAEMONS).
+    Its memory is locked; the OOM killer spares it; the kernel does no write-back on its behalf to
+    free memory; and systemd leaves it alone at shutdown, because of the ``@`` in front of its name
+    (https://systemd.io/ROOT_STORAGE_DAEMONS).
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.mlockall(_LOCK_ALL), "lock its memory")

@@ -19,6 +19,9 @@ class EvilDevice(DeviceView):
         self._faults = faults
         self._reads = 0
 
+    def ready(self, offset: int, length: int) -> bool:
+        return not self._faults.delay and super().ready(offset, length)
+
     async def read(self, offset: int, length: int) -> bytes:
         span = clamp(offset, length, self.identity.size)
         number = self._reads

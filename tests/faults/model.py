@@ -12,11 +12,11 @@ from lazyfs.core.device import Device, Identity, Priority, Statistics
 from lazyfs.core.errors import CacheError, LazyfsError
 from lazyfs.core.options import (
     CacheOptions,
-    HttpOptions,
     ImageOptions,
     LogOptions,
     MountOptions,
     ReadAheadLimit,
+    ServerOptions,
 )
 from lazyfs.images.open import open_stack
 
@@ -30,7 +30,7 @@ def stack_options(
 ) -> MountOptions:
     """``timeout``: seconds; a server that is silent for half of them is asked anew."""
     return MountOptions(
-        images=(ImageOptions(url, NAME, HttpOptions(connections, stall=timeout / 2)),),
+        images=(ImageOptions(url, NAME, ServerOptions(connections, stall=timeout / 2)),),
         mountpoint=Path("/nonexistent"),
         cache=cache,
         log=LogOptions(logging.INFO),

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.files import File, Opener
-from lazyfs.cache.layout import CacheLock, CachePaths
+from lazyfs.cache.layout import CacheLock, Layout
 from lazyfs.core.device import Identity
 from lazyfs.core.ranges import Span, bytes_of
 
@@ -154,7 +154,7 @@ class ShakyFile(File):
 
 
 def opened(directory: Path, identity: Identity = IDENTITY, open_file: Opener = File) -> DiskStore:
-    paths = CachePaths.in_directory(directory)
+    paths = Layout.in_directory(directory)
     lock = CacheLock(paths.lock, patience=0)
     try:
         return open_disk_store(paths, lock, URL, identity, BLOCK, open_file=open_file)

@@ -1,7 +1,7 @@
 """A link, a server and a reader in virtual time, around the real ``ReadAhead`` and ``Plan``.
 
 The model: the first byte of an answer comes a round trip after its request was sent; from then on
-the answers under way share the link block by block. A host has a number of lanes, of which prefetch
+the answers under way share the link block by block. A host has a number of slots, of which prefetch
 leaves one free. One reader issues its reads in order, at most two at a time, as the kernel does for
 a buffered file, and spends some CPU time on each. Nothing is random: the same accesses give the
 same figures.
@@ -29,12 +29,12 @@ Access = tuple[int, int]  # offset and length in bytes
 
 @dataclass(frozen=True)
 class Conditions:
-    """A link. ``round_trip``: seconds; ``rate``: bytes a second; ``lanes``: requests at a time."""
+    """A link. ``round_trip``: seconds; ``rate``: bytes a second; ``slots``: requests at a time."""
 
     name: str
     round_trip: float
     rate: float
-    lanes: int = 4
+    slots: int = 4
 
     @property
     def full_length(self) -> int:
@@ -131,8 +131,8 @@ class _Run:
         self._readahead = ReadAhead(size)
         self._limit = ReadAheadLimit().bytes_at(conditions.rate)
         self._plan = Plan(Bitmap(-(-size // BLOCK)))
-        self._lanes = conditions.lanes
-        self._prefetch_lanes = max(1, conditions.lanes - 1)
+        self._slots = conditions.slots
+        self._prefetch_slots = max(1, conditions.slots - 1)
         self._issued = self._done = self._requests = 0
         self._ended_at: list[float] = []
         self._touched: set[int] = set()
@@ -187,17 +187,17 @@ class _Run:
         self._issue()
 
     def _dispatch(self) -> None:
-        """Start what lanes allow, demand first."""
-        while self._lanes and self._start(Priority.DEMAND):
+        """Start what slots allow, demand first."""
+        while self._slots and self._start(Priority.DEMAND):
             pass
-        while self._lanes and self._prefetch_lanes and self._start(Priority.READAHEAD):
-            self._prefetch_lanes -= 1
+        while self._slots and self._prefetch_slots and self._start(Priority.READAHEAD):
+            self._prefetch_slots -= 1
 
     def _start(self, priority: Priority) -> bool:
         fetch = self._plan.next_fetch([priority], self._conditions.full_length // BLOCK)
         if fetch is None:
             return False
-        self._lanes -= 1
+        self._slots -= 1
         self._requests += 1
         self._server.ask(fetch)
         return True
@@ -208,9 +208,9 @@ class _Run:
             waiter.wake(None)
         if fetch.next == fetch.blocks.stop:
             self._plan.end(fetch)
-            self._lanes += 1
+            self._slots += 1
             if fetch.priority is not Priority.DEMAND:
-                self._prefetch_lanes += 1
+                self._prefetch_slots += 1
         self._dispatch()
 
 

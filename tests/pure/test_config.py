@@ -47,7 +47,7 @@ def test_what_is_not_said_is_looked_up(write: Callable[[str], Path]) -> None:
     write('cache-size = "1G"\ntimeout = 5\nnetrc = true\nallow-other = true\n')
     options = mount()
     assert (options.cache.limit, options.timeout) == (1 << 30, 5.0)
-    assert options.images[0].http.netrc
+    assert options.images[0].server.netrc
     assert options.fuse == ("allow_other",)
     said = mount("--cache-size", "2G", "--timeout", "60")
     assert (said.cache.limit, said.timeout) == (2 << 30, 60.0)
@@ -66,7 +66,7 @@ def test_the_users_file_goes_before_the_systems(
 ) -> None:
     (tmp_path / "system").write_text('timeout = 7\nconnections = 9\n[host."a"]\nnetrc = true')
     write("timeout = 8")
-    assert (mount().timeout, mount().images[0].http.connections) == (8.0, 9)
+    assert (mount().timeout, mount().images[0].server.connections) == (8.0, 9)
     assert configfile.load(configfile.files()).hosts["a"]["netrc"].file == tmp_path / "system"
 
 
@@ -76,13 +76,13 @@ def test_a_host_has_a_section_of_its_own(write: Callable[[str], Path]) -> None:
         '[host."*.example"]\nconnections = 3\nproxy = "http://p:1"\n'
         '[host."Images.example"]\nconnections = 4\nheader = ["a: own"]\n'
     )
-    first, second = (image.http for image in mount("--header", "C: said").images)
+    first, second = (image.server for image in mount("--header", "C: said").images)
     assert (first.connections, first.proxy) == (4, "http://p:1")
     assert first.headers == (("B", "general"), ("a", "own"), ("C", "said"))
     assert (second.connections, second.proxy) == (3, "http://p:1")
     assert second.headers == (("A", "general"), ("B", "general"), ("C", "said"))
-    assert [image.http.connections for image in mount("--connections=5").images] == [5, 5]
-    assert mount("--header", "A: said").images[0].http.headers[-1] == ("A", "said")
+    assert [image.server.connections for image in mount("--connections=5").images] == [5, 5]
+    assert mount("--header", "A: said").images[0].server.headers[-1] == ("A", "said")
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_another_file_can_be_named(
     write("timeout = 7")
     (tmp_path / "else").write_text("connections = 9")
     monkeypatch.setenv(configfile.INSTEAD, str(tmp_path / "else"))
-    assert (mount().timeout, mount().images[0].http.connections) == (60.0, 9)
+    assert (mount().timeout, mount().images[0].server.connections) == (60.0, 9)
     monkeypatch.setenv(configfile.INSTEAD, "")
-    assert (mount().timeout, mount().images[0].http.connections) == (60.0, 4)
+    assert (mount().timeout, mount().images[0].server.connections) == (60.0, 4)
     monkeypatch.setenv(configfile.INSTEAD, str(tmp_path))
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         mount()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lazyfs.core.device import Identity, Link, Priority, Statistics
 from lazyfs.formats.filecontent import STEP, Content
 from lazyfs.formats.tree import HOLE, Extent
-from lazyfs.sources.link import Link as NoLink
+from lazyfs.sources.link import LinkEstimate as NoLink
 
 IMAGE = bytes(n * 7 % 251 for n in range(2000))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.sources.link import Link
+from lazyfs.sources.link import LinkEstimate
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -17,7 +17,7 @@ class Wire:
         self.rate = rate
         self.piece = piece
         self.now = 1000.0
-        self.link = Link()
+        self.link = LinkEstimate()
 
     def body(self, length: int) -> None:
         """One body, alone on the link."""
@@ -38,12 +38,12 @@ class Wire:
 
 
 def test_nothing_is_known_at_first() -> None:
-    link = Link()
+    link = LinkEstimate()
     assert (link.round_trip, link.rate, link.bandwidth_delay) == (0, 0, 0)
 
 
 def test_the_smallest_round_trip_counts() -> None:
-    link = Link()
+    link = LinkEstimate()
     link.answered(0.050)
     assert link.round_trip == 0.050
     link.answered(0.020)
@@ -53,7 +53,7 @@ def test_the_smallest_round_trip_counts() -> None:
 
 
 def test_one_that_waited_in_a_queue_moves_it_next_to_nothing() -> None:
-    link = Link()
+    link = LinkEstimate()
     link.answered(0.020)
     link.answered(0.120)
     assert 0.020 < link.round_trip <= 0.023
@@ -62,7 +62,7 @@ def test_one_that_waited_in_a_queue_moves_it_next_to_nothing() -> None:
 
 
 def test_a_longer_route_is_believed_in_time() -> None:
-    link = Link()
+    link = LinkEstimate()
     link.answered(0.020)
     for _ in range(10):
         link.answered(0.100)
@@ -74,7 +74,7 @@ def test_a_longer_route_is_believed_in_time() -> None:
 
 @given(st.lists(st.floats(1e-4, 10), min_size=1))
 def test_the_round_trip_stays_within_what_was_seen(seconds: list[float]) -> None:
-    link = Link()
+    link = LinkEstimate()
     for one in seconds:
         link.answered(one)
     assert min(seconds) <= link.round_trip <= max(seconds) * (1 + 1e-9)

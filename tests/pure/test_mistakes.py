@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs import cli
+from lazyfs.cli import main as cli
 from lazyfs.core.address import origin, parse
 from lazyfs.core.errors import DeviceError, LazyfsError, MountError, UsageError
-from lazyfs.core.options import HttpOptions
+from lazyfs.core.options import ServerOptions
 from lazyfs.sources.headers import parse_header
-from lazyfs.sources.nbdconnection import Place
+from lazyfs.sources.nbdconnection import Endpoint
 from lazyfs.sources.tls import client_context
 
 A, B = "https://host/a.iso", "https://host/b.iso"
@@ -138,11 +138,11 @@ def test_a_mistake_is_answered_with_what_to_do(mistake: str) -> None:
     ("call", "answer"),
     [
         (
-            lambda: Place.of("nbd://host/x?export=y"),
+            lambda: Endpoint.of("nbd://host/x?export=y"),
             f"an NBD URL has no parameter 'export'; {LIKE_NBD}",
         ),
         (
-            lambda: Place.of("nbd://host/x?socket=/y"),
+            lambda: Endpoint.of("nbd://host/x?socket=/y"),
             f"an NBD URL names a socket where it should not, or not; {LIKE_NBD}",
         ),
         (
@@ -155,7 +155,7 @@ def test_a_mistake_is_answered_with_what_to_do(mistake: str) -> None:
             "a --header is no header field; write it as 'Name: value'",
         ),
         (
-            lambda: client_context(HttpOptions(cacert=Path("/absent"))),
+            lambda: client_context(ServerOptions(cacert=Path("/absent"))),
             f"/absent cannot be used as certificates: {ABSENT}; give a file in PEM format",
         ),
     ],

@@ -22,7 +22,7 @@ def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
 def of(options: Any, path: str) -> Any:
     """The value at a dotted path, like ``http.connections``."""
     for name in path.split("."):
-        options = options.images[0].http if name == "http" else getattr(options, name)
+        options = options.images[0].server if name == "server" else getattr(options, name)
     return options
 
 
@@ -35,12 +35,12 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (options.cache.files, options.cache.memory_only) == (None, False)
     assert options.cache.block_size is None
     assert (options.timeout, options.foreground, options.fuse) == (60.0, False, ())
-    assert (options.images[0].http.connections, options.images[0].http.user_agent) == (
+    assert (options.images[0].server.connections, options.images[0].server.user_agent) == (
         4,
         USER_AGENT,
     )
-    assert not options.images[0].http.insecure
-    assert not options.images[0].http.insecure_redirects
+    assert not options.images[0].server.insecure
+    assert not options.images[0].server.insecure_redirects
     assert (options.log.level, options.log.file, options.log.json) == (logging.INFO, None, False)
 
 
@@ -134,7 +134,7 @@ def test_mount_options_in_a_cluster_of_letters_count(arguments: list[str]) -> No
     ],
 )
 def test_escapes_in_mount_options(given: str, value: str) -> None:
-    assert parse([URL, "/m", "-o", given]).images[0].http.headers == (("X-A", value),)
+    assert parse([URL, "/m", "-o", given]).images[0].server.headers == (("X-A", value),)
 
 
 def test_flags_of_mount_are_taken_as_they_come() -> None:
@@ -144,7 +144,7 @@ def test_flags_of_mount_are_taken_as_they_come() -> None:
 
 def test_headers_repeat_in_order() -> None:
     options = parse([URL, "/m", "--header", "A: 1", "-o", "header=B: 2", "--header", "A: 3"])
-    assert options.images[0].http.headers == (("A", "1"), ("B", "2"), ("A", "3"))
+    assert options.images[0].server.headers == (("A", "1"), ("B", "2"), ("A", "3"))
 
 
 def test_two_named_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_relative_cacert_survives_going_to_the_background(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse([URL, "/m", "--cacert", "c.pem"]).images[0].http.cacert == tmp_path / "c.pem"
+    assert parse([URL, "/m", "--cacert", "c.pem"]).images[0].server.cacert == tmp_path / "c.pem"
 
 
 @pytest.mark.parametrize(
@@ -297,4 +297,4 @@ def test_header_fields_that_belong_to_lazyfs_are_refused(name: str) -> None:
 
 def test_a_host_of_ones_own_may_be_named() -> None:
     options = parse(["--header", "Host: other", "https://host/a.iso", "/m"])
-    assert options.images[0].http.headers == (("Host", "other"),)
+    assert options.images[0].server.headers == (("Host", "other"),)

@@ -459,9 +459,9 @@ def test_a_remembered_catalog_is_not_trusted_blindly(
     url = server.url("changing.iso")
     try:
         first = looking.well("ls", "-R", url)
-        (notebook,) = looking.cache.glob("*/catalog")
+        (catalog_file,) = looking.cache.glob("*/catalog")
         if spoil == "damaged":
-            notebook.write_bytes(notebook.read_bytes()[:-10] + b"0123456789")
+            catalog_file.write_bytes(catalog_file.read_bytes()[:-10] + b"0123456789")
             assert looking.well("ls", "-R", url) == first
         else:
             shutil.copyfile(shelf / "odd.iso", changing)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.daemon.handover import Exposed, Outcome, hand_over
+from lazyfs.daemon.handover import ExportedFile, Outcome, hand_over
 from lazyfs.sources.file import FileDevice
 
 from .images import MIB, Images, listing
@@ -543,9 +543,11 @@ async def test_a_writable_loop_device_stays_where_it_is(
         on = os.stat(file).st_dev
         filesystem = f"{os.major(on)}:{os.minor(on)}"
         image = FileDevice(copy)
-        (other,) = await hand_over(Exposed(image, copy, file, "0:0"))  # a file of the same name
+        (other,) = await hand_over(
+            ExportedFile(image, copy, file, "0:0")
+        )  # a file of the same name
         assert other == Outcome(str(device), "it stands on something else")
-        (outcome,) = await hand_over(Exposed(image, copy, file, filesystem))
+        (outcome,) = await hand_over(ExportedFile(image, copy, file, filesystem))
         assert outcome == Outcome(str(device), "Invalid argument")
         assert backing(device) == file
         assert run_well(["head", "-c", "4", device]) == "xxxx"

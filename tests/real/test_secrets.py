@@ -1,4 +1,4 @@
-"""Logins and tokens go to the server that they are for, and nowhere else."""
+"""Credentials and tokens go to the server that they are for, and nowhere else."""
 
 import os
 from base64 import b64encode

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.cache.blockcache import LARGEST_FETCH, SMALLEST_FETCH, BlockCache
+from lazyfs.cache.blockcache import BlockCache
+from lazyfs.cache.fetcher import LARGEST_FETCH, SMALLEST_FETCH
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.core.device import Priority, Statistics
 from lazyfs.core.errors import (
@@ -132,11 +133,11 @@ async def test_many_readers_of_one_block_cause_one_request(autojump_clock: MockC
 
 
 async def test_neighbouring_readers_share_a_request(autojump_clock: MockClock) -> None:
-    source = FakeSource(CONTENT, lanes=1)
+    source = FakeSource(CONTENT, slots=1)
     gate = source.gate_at(0)
     async with running(new_cache(source)) as cache, trio.open_nursery() as nursery:
         readers = []
-        for span in ((0, 1), (2, 4), (4, 7), (6, 9)):  # the first takes the only lane
+        for span in ((0, 1), (2, 4), (4, 7), (6, 9)):  # the first takes the only slot
             readers += start(nursery, cache, blocks(*span))
             await wait_all_tasks_blocked()
         gate.set()
@@ -211,7 +212,7 @@ async def test_a_hint_is_fetched_though_nobody_waits(autojump_clock: MockClock) 
 
 
 async def test_hints_leave_a_lane_to_readers(autojump_clock: MockClock) -> None:
-    source = FakeSource(CONTENT, lanes=3)
+    source = FakeSource(CONTENT, slots=3)
     hinted = (0, 10, 20, 30)
     gates = [source.gate_at(n * BLOCK) for n in hinted]
     async with running(new_cache(source)) as cache:
@@ -347,7 +348,7 @@ async def test_a_read_ends_at_its_deadline_exactly(
         with pytest.raises(ReadTimeout, match="img: no data within 7 seconds"):
             await cache.read(0, 1)
         assert trio.current_time() == began + 7
-        assert cache._plan.quiet
+        assert cache._blocks.plan.quiet
 
 
 async def test_a_deadline_tells_the_last_failure(
@@ -413,11 +414,11 @@ async def test_a_cancelled_reader_leaves_no_trace(autojump_clock: MockClock) -> 
         await wait_all_tasks_blocked()
         gone.scope.cancel()
         await wait_all_tasks_blocked()
-        assert not cache._plan.quiet
+        assert not cache._blocks.plan.quiet
         gate.set()
         await wait_all_tasks_blocked()
         assert stays.right
-        assert cache._plan.quiet
+        assert cache._blocks.plan.quiet
 
 
 async def test_a_failed_request_is_not_repeated_for_one_who_left(
@@ -439,7 +440,7 @@ async def test_lanes_come_back_when_the_cache_is_cancelled(
     autojump_clock: MockClock, expected_log: Announce
 ) -> None:
     expected_log("ERROR: .*no data within")
-    source = FakeSource(CONTENT, lanes=2)
+    source = FakeSource(CONTENT, slots=2)
     source.gate_at(0)
     source.gate_at(10 * BLOCK)
     async with trio.open_nursery() as nursery:
@@ -450,7 +451,7 @@ async def test_lanes_come_back_when_the_cache_is_cancelled(
         assert source.at_once == 0
         with trio.fail_after(1):
             for _ in range(2):
-                await source.lane(Priority.DEMAND)
+                await source.slot(Priority.DEMAND)
 
 
 # Blocks that go
@@ -554,21 +555,21 @@ RANGES = st.tuples(st.integers(0, SIZE + 10), st.integers(0, 12 * BLOCK))
 @given(
     reads=st.lists(st.tuples(RANGES, st.floats(0, 3), st.booleans()), min_size=1, max_size=25),
     trouble=st.lists(st.integers(0, SIZE - 1), max_size=8, unique=True),
-    lanes_and_room=st.sampled_from([(1, 30), (1, COUNT), (2, COUNT), (4, COUNT)]),
+    slots_and_room=st.sampled_from([(1, 30), (1, COUNT), (2, COUNT), (4, COUNT)]),
     piece=st.sampled_from([700, BLOCK, 20_000]),
 )
 @settings(max_examples=80, deadline=None)
 def test_random_readers_read_the_truth(
     reads: list[tuple[tuple[int, int], float, bool]],
     trouble: list[int],
-    lanes_and_room: tuple[int, int],
+    slots_and_room: tuple[int, int],
     piece: int,
 ) -> None:
     """Readers, cancellations, failures and evictions together: every byte is right."""
-    lanes, room = lanes_and_room
+    slots, room = slots_and_room
 
     async def scenario() -> None:
-        source = FakeSource(CONTENT, piece=piece, lanes=lanes)
+        source = FakeSource(CONTENT, piece=piece, slots=slots)
         source.pause = 0.01
         for offset in trouble:
             source.fail_at(offset, Unreachable("broke"))
@@ -580,8 +581,8 @@ def test_random_readers_read_the_truth(
                     nursery.start_soon(read_later, reader, delay, leaves)
             for reader, _, leaves in readers:
                 assert reader.right or (leaves and reader.content is None)
-            assert cache._plan.quiet
-        assert source.most_at_once <= lanes
+            assert cache._blocks.plan.quiet
+        assert source.most_at_once <= slots
 
     async def read_later(reader: Reader, delay: float, leaves: bool) -> None:
         await trio.sleep(delay)

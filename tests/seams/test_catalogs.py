@@ -31,7 +31,7 @@ def image_with(tmp_path_factory: pytest.TempPathFactory, paths: Iterable[str]) -
 
 
 @pytest.fixture
-def notebook(tmp_path: Path) -> Path:
+def catalog_file(tmp_path: Path) -> Path:
     return tmp_path / "catalog"
 
 
@@ -43,21 +43,21 @@ def device_of(
     return device
 
 
-def spoilt(notebook: Path, spoil: Callable[[bytes], bytes]) -> bytes:
+def spoilt(catalog_file: Path, spoil: Callable[[bytes], bytes]) -> bytes:
     """Spoil what is remembered; returns what it was."""
-    whole = notebook.read_bytes()
-    notebook.write_bytes(spoil(whole))
+    whole = catalog_file.read_bytes()
+    catalog_file.write_bytes(spoil(whole))
     return whole
 
 
-async def test_the_second_look_reads_nothing(iso: bytes, notebook: Path) -> None:
-    first = await tree_of(device_of(iso), notebook)
+async def test_the_second_look_reads_nothing(iso: bytes, catalog_file: Path) -> None:
+    first = await tree_of(device_of(iso), catalog_file)
     assert len(first.node("boot").children) == 20
     second = device_of(iso)
-    assert await tree_of(second, notebook) == first
+    assert await tree_of(second, catalog_file) == first
     assert second.calls == []
-    assert os.listdir(notebook.parent) == [notebook.name]
-    assert os.stat(notebook).st_mode & 0o777 == 0o600
+    assert os.listdir(catalog_file.parent) == [catalog_file.name]
+    assert os.stat(catalog_file).st_mode & 0o777 == 0o600
 
 
 async def test_without_a_notebook_it_is_read_each_time(iso: bytes) -> None:
@@ -72,32 +72,32 @@ async def test_without_a_notebook_it_is_read_each_time(iso: bytes) -> None:
     [('"v2"', DATE), (None, DATE), ('"v1"', "Tue, 07 Jan 2025 10:00:00 GMT"), ('"v1"', None)],
 )
 async def test_what_is_of_another_version_is_not_used(
-    iso: bytes, notebook: Path, other: tuple[str | None, str | None]
+    iso: bytes, catalog_file: Path, other: tuple[str | None, str | None]
 ) -> None:
-    await tree_of(device_of(iso), notebook)
+    await tree_of(device_of(iso), catalog_file)
     changed = device_of(iso, *other)
-    await tree_of(changed, notebook)
+    await tree_of(changed, catalog_file)
     assert changed.calls
     again = device_of(iso, *other)
-    await tree_of(again, notebook)
+    await tree_of(again, catalog_file)
     assert again.calls == [], "the new one is remembered in its place"
 
 
-async def test_an_image_of_another_size_is_another_image(iso: bytes, notebook: Path) -> None:
-    await tree_of(device_of(iso), notebook)
+async def test_an_image_of_another_size_is_another_image(iso: bytes, catalog_file: Path) -> None:
+    await tree_of(device_of(iso), catalog_file)
     longer = device_of(iso + bytes(2048))
-    await tree_of(longer, notebook)
+    await tree_of(longer, catalog_file)
     assert longer.calls
 
 
 async def test_an_image_that_cannot_be_told_from_its_next_version_is_not_remembered(
-    iso: bytes, notebook: Path
+    iso: bytes, catalog_file: Path
 ) -> None:
-    await tree_of(device_of(iso, None, None), notebook)
-    assert os.listdir(notebook.parent) == []
-    await tree_of(device_of(iso), notebook)
+    await tree_of(device_of(iso, None, None), catalog_file)
+    assert os.listdir(catalog_file.parent) == []
+    await tree_of(device_of(iso), catalog_file)
     unpinned = device_of(iso, None, None)
-    await tree_of(unpinned, notebook)
+    await tree_of(unpinned, catalog_file)
     assert unpinned.calls
 
 
@@ -115,38 +115,38 @@ async def test_an_image_that_cannot_be_told_from_its_next_version_is_not_remembe
     ],
 )
 async def test_a_damaged_notebook_is_not_used_and_written_anew(
-    iso: bytes, notebook: Path, spoil: Callable[[bytes], bytes]
+    iso: bytes, catalog_file: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
-    expected = await tree_of(device_of(iso), notebook)
-    whole = spoilt(notebook, spoil)
+    expected = await tree_of(device_of(iso), catalog_file)
+    whole = spoilt(catalog_file, spoil)
     device = device_of(iso)
-    assert await tree_of(device, notebook) == expected
+    assert await tree_of(device, catalog_file) == expected
     assert device.calls
-    assert spoilt(notebook, bytes) == whole
+    assert spoilt(catalog_file, bytes) == whole
 
 
-async def test_a_notebook_that_cannot_be_used_is_no_trouble(iso: bytes, notebook: Path) -> None:
-    os.mkdir(notebook)
-    (notebook / "mine").touch()
-    assert (await tree_of(device_of(iso), notebook)).node("boot")
-    assert (await tree_of(device_of(iso), notebook / "no/such")).node("boot")
-    assert os.listdir(notebook.parent) == [notebook.name], "no half-written one is left"
+async def test_a_notebook_that_cannot_be_used_is_no_trouble(iso: bytes, catalog_file: Path) -> None:
+    os.mkdir(catalog_file)
+    (catalog_file / "mine").touch()
+    assert (await tree_of(device_of(iso), catalog_file)).node("boot")
+    assert (await tree_of(device_of(iso), catalog_file / "no/such")).node("boot")
+    assert os.listdir(catalog_file.parent) == [catalog_file.name], "no half-written one is left"
 
 
-async def test_what_is_no_iso_is_an_error_and_not_remembered(notebook: Path) -> None:
+async def test_what_is_no_iso_is_an_error_and_not_remembered(catalog_file: Path) -> None:
     with pytest.raises(ImageError):
-        await tree_of(device_of(noise(200_000)), notebook)
-    assert os.listdir(notebook.parent) == []
+        await tree_of(device_of(noise(200_000)), catalog_file)
+    assert os.listdir(catalog_file.parent) == []
 
 
-async def test_a_read_that_fails_is_said_as_it_is(iso: bytes, notebook: Path) -> None:
+async def test_a_read_that_fails_is_said_as_it_is(iso: bytes, catalog_file: Path) -> None:
     class Failing(RecordingDevice):
         async def read(self, offset: int, length: int) -> bytes:
             raise ReadTimeout("no data within 1 second")
 
     with pytest.raises(ReadTimeout, match="no data within 1 second"):
-        await tree_of(Failing(iso), notebook)
-    assert os.listdir(notebook.parent) == []
+        await tree_of(Failing(iso), catalog_file)
+    assert os.listdir(catalog_file.parent) == []
 
 
 @pytest.fixture(scope="module")
@@ -157,22 +157,24 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 async def test_for_a_file_only_the_directories_on_its_way_are_read(
-    wide: bytes, notebook: Path
+    wide: bytes, catalog_file: Path
 ) -> None:
     whole = await tree_of(device_of(wide))
-    tree = await tree_with(device_of(wide), notebook, ["part3/of/file3", "/part4/./of//file4"])
+    tree = await tree_with(device_of(wide), catalog_file, ["part3/of/file3", "/part4/./of//file4"])
     assert tree.node("part3") == whole.node("part3")
     assert tree.extents("part4/of/file4") == whole.extents("part4/of/file4")
     assert not tree.node("part5").children
-    assert os.listdir(notebook.parent) == [], "half a tree is not remembered"
+    assert os.listdir(catalog_file.parent) == [], "half a tree is not remembered"
 
 
-async def test_what_is_not_on_the_way_is_looked_for_everywhere(wide: bytes, notebook: Path) -> None:
-    tree = await tree_with(device_of(wide), notebook, ["part5/../part6/of/file6"])
+async def test_what_is_not_on_the_way_is_looked_for_everywhere(
+    wide: bytes, catalog_file: Path
+) -> None:
+    tree = await tree_with(device_of(wide), catalog_file, ["part5/../part6/of/file6"])
     assert tree == await tree_of(device_of(wide))
-    assert os.listdir(notebook.parent) == [notebook.name]
+    assert os.listdir(catalog_file.parent) == [catalog_file.name]
     again = device_of(wide)
-    assert await tree_with(again, notebook, ["part7/of/file7"]) == tree
+    assert await tree_with(again, catalog_file, ["part7/of/file7"]) == tree
     assert again.calls == []
 
 

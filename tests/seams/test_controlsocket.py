@@ -14,7 +14,7 @@ import trio.testing
 
 from lazyfs.core.errors import ControlError, UsageError
 from lazyfs.daemon.client import ask
-from lazyfs.daemon.commands import Front, Steering
+from lazyfs.daemon.commands import Commands, FrontEnd
 from lazyfs.daemon.controlsocket import ControlServer, listening_at
 from lazyfs.protocols import control
 
@@ -202,7 +202,7 @@ async def _end() -> None:
 async def test_what_an_order_must_say_is_said(
     command: str, fields: dict[str, Any], said: str
 ) -> None:
-    steering = Steering(Front("fuse", ("/mnt",), _end), TwoImages(), [])  # type: ignore[arg-type]
+    commands = Commands(FrontEnd("fuse", ("/mnt",), _end), TwoImages(), [])  # type: ignore[arg-type]
     with pytest.raises(ControlError) as caught:
-        await steering.handlers()[command](fields)
+        await commands.handlers()[command](fields)
     assert str(caught.value) == said

@@ -26,6 +26,7 @@ IMAGE = {
     "flow": 0.5,
     "trouble_for": 0,
     "seconds_left": None,
+    "view": None,
     "under_way": 0,
     "slowest": [],
 }

@@ -27,8 +27,8 @@ PIECE = 16 << 10
 Announce = Callable[..., None]
 
 
-def slow_source(lanes: int = 4) -> FakeSource:
-    source = FakeSource(CONTENT, piece=PIECE, lanes=lanes)
+def slow_source(slots: int = 4) -> FakeSource:
+    source = FakeSource(CONTENT, piece=PIECE, slots=slots)
     source.pause = PACE
     return source
 
@@ -66,9 +66,9 @@ def each_byte_once(source: FakeSource) -> bool:
 # Completion
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
-async def test_an_image_is_completed_in_order(autojump_clock: MockClock, lanes: int) -> None:
-    source = slow_source(lanes)
+@pytest.mark.parametrize("slots", [1, 2, 4])
+async def test_an_image_is_completed_in_order(autojump_clock: MockClock, slots: int) -> None:
+    source = slow_source(slots)
     async with filling(new_cache(source)) as cache:
         await cache.wait_complete()
         assert source.resting
@@ -76,7 +76,7 @@ async def test_an_image_is_completed_in_order(autojump_clock: MockClock, lanes: 
         assert await cache.read(0, SIZE) == CONTENT
     assert each_byte_once(source)
     assert source.requests == covered(source)
-    assert source.most_at_once == max(1, lanes - 1)
+    assert source.most_at_once == max(1, slots - 1)
 
 
 async def test_nobody_is_told_before_the_last_block(autojump_clock: MockClock) -> None:
@@ -191,7 +191,7 @@ async def test_damaged_blocks_are_fetched_before_it_is_complete(
 
 
 async def test_a_reader_is_not_behind_the_fill(autojump_clock: MockClock) -> None:
-    """His read takes as long as without a fill: a lane is kept for him."""
+    """His read takes as long as without a fill: a slot is kept for him."""
     source = slow_source()
     async with filling(new_cache(source)) as cache:
         await wait_all_tasks_blocked()

@@ -24,13 +24,13 @@ from lazyfs.core.errors import (
     Unreachable,
     UsageError,
 )
-from lazyfs.core.options import HttpOptions
+from lazyfs.core.options import ServerOptions
 from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.protocols import nbd
 from lazyfs.protocols.nbd import Option, Reply
 from lazyfs.protocols.nbdclient import Refused
 from lazyfs.sources.nbd import NbdSource
-from lazyfs.sources.nbdconnection import Connection, Place, _refusal
+from lazyfs.sources.nbdconnection import Connection, Endpoint, _refusal
 from lazyfs.sources.zeros import ZeroMap
 
 MIB = 1 << 20
@@ -89,7 +89,7 @@ def url_of(path: Path, export: str = "") -> str:
 
 
 def source_of(path: Path, export: str = "", *, vouched: bool = False) -> NbdSource:
-    return NbdSource(url_of(path, export), "img", HttpOptions(stall=2.0), vouched=vouched)
+    return NbdSource(url_of(path, export), "img", ServerOptions(stall=2.0), vouched=vouched)
 
 
 async def fetched(source: NbdSource, *ranges: tuple[int, int]) -> list[bytes]:
@@ -145,7 +145,7 @@ async def test_many_streams_at_once_share_the_connections(socket: Path) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(40):
                 nursery.start_soon(fetch, number * 100_000)
-        assert 1 < len(source._connections) <= HttpOptions.connections
+        assert 1 < len(source._connections) <= ServerOptions.connections
         await source.rest()
         assert source._connections == []
         await fetch(0)
@@ -158,7 +158,7 @@ async def test_one_who_goes_away_while_he_reads_for_all_costs_nobody_his_answer(
     device = Holey()
     device.gate = trio.Event()
     async with serving(socket, device):
-        source = NbdSource(url_of(socket), "img", HttpOptions(connections=1))
+        source = NbdSource(url_of(socket), "img", ServerOptions(connections=1))
         await source.open()
         await source.zeros(0, len(CONTENT))
         done = 0
@@ -197,7 +197,7 @@ async def test_what_the_server_refuses_is_said(
 ) -> None:
     async with serving(socket, Holey()):
         with pytest.raises(error, match="img"):
-            await NbdSource(url.format(socket), "img", HttpOptions()).open()
+            await NbdSource(url.format(socket), "img", ServerOptions()).open()
 
 
 async def test_an_absent_server_is_unreachable(socket: Path) -> None:
@@ -301,7 +301,7 @@ async def test_an_oldstyle_server_is_refused_clearly(socket: Path) -> None:
 
 async def test_a_server_that_falls_silent_is_given_up(socket: Path) -> None:
     async with scripted(socket, OLD_SERVER):
-        source = NbdSource(url_of(socket), "img", HttpOptions(stall=0.2))
+        source = NbdSource(url_of(socket), "img", ServerOptions(stall=0.2))
         with pytest.raises(Unreachable, match="silent"):
             await source.open()
 
@@ -309,7 +309,7 @@ async def test_a_server_that_falls_silent_is_given_up(socket: Path) -> None:
 async def test_a_server_that_falls_silent_in_an_answer_is_given_up(socket: Path) -> None:
     reply = nbd.SIMPLE_HEAD.pack(nbd.SIMPLE_REPLY, 0, 1)
     async with scripted(socket, OLD_SERVER, HEAD, reply + bytes(10)):
-        source = NbdSource(url_of(socket), "img", HttpOptions(stall=0.2))
+        source = NbdSource(url_of(socket), "img", ServerOptions(stall=0.2))
         await source.open()
         with pytest.raises(Unreachable, match="silent"):
             await fetched(source, (0, 1000))
@@ -334,16 +334,19 @@ async def test_a_server_that_sends_nonsense_is_not_asked_again_on_that_connectio
 @pytest.mark.parametrize(
     ("url", "place"),
     [
-        ("nbd://host/disk", Place("host", 10809, None, "disk", False, "host")),
-        ("nbd://host", Place("host", 10809, None, "", False, "host")),
-        ("nbd://host//disk%20a", Place("host", 10809, None, "/disk a", False, "host")),
-        ("nbds://[::1]:99/", Place("::1", 99, None, "", True, "::1")),
-        ("nbd+unix:///d?socket=/a%20b", Place("localhost", 10809, "/a b", "d", False, "localhost")),
-        ("nbds://1.2.3.4/?tls-hostname=h", Place("1.2.3.4", 10809, None, "", True, "h")),
+        ("nbd://host/disk", Endpoint("host", 10809, None, "disk", False, "host")),
+        ("nbd://host", Endpoint("host", 10809, None, "", False, "host")),
+        ("nbd://host//disk%20a", Endpoint("host", 10809, None, "/disk a", False, "host")),
+        ("nbds://[::1]:99/", Endpoint("::1", 99, None, "", True, "::1")),
+        (
+            "nbd+unix:///d?socket=/a%20b",
+            Endpoint("localhost", 10809, "/a b", "d", False, "localhost"),
+        ),
+        ("nbds://1.2.3.4/?tls-hostname=h", Endpoint("1.2.3.4", 10809, None, "", True, "h")),
     ],
 )
-def test_a_url_says_where_the_export_is(url: str, place: Place) -> None:
-    assert Place.of(url) == place
+def test_a_url_says_where_the_export_is(url: str, place: Endpoint) -> None:
+    assert Endpoint.of(url) == place
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,7 @@ def test_a_url_says_where_the_export_is(url: str, place: Place) -> None:
 )
 def test_what_is_no_nbd_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="NBD URL"):
-        Place.of(url)
+        Endpoint.of(url)
 
 
 # What is known of zeros

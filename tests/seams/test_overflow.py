@@ -14,9 +14,9 @@ from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.directory import Entry, entries, remove
 from lazyfs.cache.disk import DiskStore, open_disk_store
 from lazyfs.cache.files import File
-from lazyfs.cache.layout import CacheLock, CachePaths
+from lazyfs.cache.layout import CacheLock, Layout
 from lazyfs.cache.overflow import TRY_AGAIN, OverflowStore
-from lazyfs.cache.quota import Room
+from lazyfs.cache.quota import Quota
 from lazyfs.core.device import Identity, Priority
 from lazyfs.core.errors import CacheBusy, CacheError
 from lazyfs.core.ranges import Span
@@ -93,13 +93,13 @@ def now() -> Now:
 @pytest.fixture
 def store(tmp_path: Path, failing: dict[str, int], now: Now) -> Iterator[OverflowStore]:
     """A store without a limit on a disk that can fail."""
-    opened = OverflowStore("img", disk(tmp_path), Room(tmp_path, lambda: 0), now)
+    opened = OverflowStore("img", disk(tmp_path), Quota(tmp_path, lambda: 0), now)
     yield opened
     opened.close()
 
 
 def disk(directory: Path) -> DiskStore:
-    paths = CachePaths.in_directory(directory)
+    paths = Layout.in_directory(directory)
     lock = CacheLock(paths.lock)
     return open_disk_store(paths, lock, "img", IDENTITY, BLOCK, open_file=FailingFile)
 
@@ -363,7 +363,7 @@ def test_what_somebody_put_into_a_cache_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_the_lock(tmp_path: Path) -> None:
-    paths = CachePaths.in_directory(tmp_path / key(1))
+    paths = Layout.in_directory(tmp_path / key(1))
     first = CacheLock(paths.lock)
     paths.lock.unlink()
     second = CacheLock(paths.lock, patience=0)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.cache.disk import DiskStore, open_disk_store
-from lazyfs.cache.layout import CacheLock, CachePaths
+from lazyfs.cache.layout import CacheLock, Layout
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.core.device import Identity
 from lazyfs.core.errors import CacheBusy, CacheError
@@ -30,7 +30,7 @@ URL = "https://host/a.iso"
 ALL = Span(0, COUNT)
 
 
-def opened(paths: CachePaths, identity: Identity = IDENTITY, block_size: int = BLOCK) -> DiskStore:
+def opened(paths: Layout, identity: Identity = IDENTITY, block_size: int = BLOCK) -> DiskStore:
     lock = CacheLock(paths.lock, patience=0)
     try:
         return open_disk_store(paths, lock, URL, identity, block_size)
@@ -67,12 +67,12 @@ def served(store: DiskStore) -> dict[int, bytes]:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> CachePaths:
-    return CachePaths.in_directory(tmp_path / "cache")
+def paths(tmp_path: Path) -> Layout:
+    return Layout.in_directory(tmp_path / "cache")
 
 
 @pytest.fixture
-def full(paths: CachePaths) -> CachePaths:
+def full(paths: Layout) -> Layout:
     """A closed cache with all blocks in it."""
     with contextlib.closing(opened(paths)) as store:
         keep(store, *range(COUNT))
@@ -82,7 +82,7 @@ def full(paths: CachePaths) -> CachePaths:
 # Reuse
 
 
-def test_blocks_outlive_the_store(paths: CachePaths) -> None:
+def test_blocks_outlive_the_store(paths: Layout) -> None:
     with contextlib.closing(opened(paths)) as store:
         keep(store, 0, 5, COUNT - 1)
         assert store.read(Span(5 * BLOCK + 7, 5 * BLOCK + 99)) == part(5)[7:99]
@@ -90,14 +90,14 @@ def test_blocks_outlive_the_store(paths: CachePaths) -> None:
         assert served(store) == {b: part(b) for b in (0, 5, COUNT - 1)}
 
 
-def test_a_block_that_was_not_noted_is_not_present(paths: CachePaths) -> None:
+def test_a_block_that_was_not_noted_is_not_present(paths: Layout) -> None:
     with contextlib.closing(opened(paths)) as store:
         store.put(3, part(3))
     with contextlib.closing(opened(paths)) as store:
         assert store.present.count == 0
 
 
-def test_the_files_on_disk(full: CachePaths) -> None:
+def test_the_files_on_disk(full: Layout) -> None:
     assert full.data.read_bytes() == CONTENT
     assert full.bitmap.read_bytes() == b"\xff\x07" + bytes(4094)
     assert full.sums.stat().st_size == 8 * COUNT
@@ -111,7 +111,7 @@ def test_the_files_on_disk(full: CachePaths) -> None:
 
 
 def test_an_empty_cache_takes_no_room(tmp_path: Path) -> None:
-    paths = CachePaths.in_directory(tmp_path)
+    paths = Layout.in_directory(tmp_path)
     with contextlib.closing(opened(paths, Identity(1 << 40, '"v1"'), 64 << 10)) as store:
         assert store.present.count == 0
         assert paths.data.stat().st_size == 1 << 40
@@ -119,7 +119,7 @@ def test_an_empty_cache_takes_no_room(tmp_path: Path) -> None:
         assert used < 1 << 20
 
 
-def test_an_old_cache_keeps_its_block_size(full: CachePaths) -> None:
+def test_an_old_cache_keeps_its_block_size(full: Layout) -> None:
     with contextlib.closing(opened(full, block_size=16 * BLOCK)) as store:
         assert store.block_size == BLOCK
         assert store.present.count == COUNT
@@ -141,7 +141,7 @@ def test_an_old_cache_keeps_its_block_size(full: CachePaths) -> None:
     ],
 )
 def test_only_the_same_version_is_reused(
-    paths: CachePaths,
+    paths: Layout,
     expected_log: Callable[..., None],
     then: Identity,
     now: Identity,
@@ -177,7 +177,7 @@ DAMAGED_META = [
 
 @pytest.mark.parametrize("content", DAMAGED_META)
 def test_a_damaged_meta_starts_afresh(
-    full: CachePaths, expected_log: Callable[..., None], content: bytes
+    full: Layout, expected_log: Callable[..., None], content: bytes
 ) -> None:
     expected_log("WARNING: .*afresh")
     full.meta.write_bytes(content)
@@ -189,7 +189,7 @@ def test_a_damaged_meta_starts_afresh(
 
 @pytest.mark.parametrize("block_size", [0, -4096, 1, 4095, 1 << 40, "4096", 4096.0, None, True, []])
 def test_a_damaged_block_size_starts_afresh(
-    full: CachePaths, expected_log: Callable[..., None], block_size: Any
+    full: Layout, expected_log: Callable[..., None], block_size: Any
 ) -> None:
     expected_log("WARNING: .*afresh")
     meta = json.loads(full.meta.read_text())
@@ -205,18 +205,18 @@ def flip(path: Path, offset: int, mask: int = 0x10) -> None:
     path.write_bytes(content)
 
 
-def swap_blocks(paths: CachePaths) -> None:
+def swap_blocks(paths: Layout) -> None:
     content = paths.data.read_bytes()
     paths.data.write_bytes(content[BLOCK : 2 * BLOCK] + content[:BLOCK] + content[2 * BLOCK :])
 
 
-def swap_blocks_and_sums(paths: CachePaths) -> None:
+def swap_blocks_and_sums(paths: Layout) -> None:
     swap_blocks(paths)
     sums = paths.sums.read_bytes()
     paths.sums.write_bytes(sums[8:16] + sums[:8] + sums[16:])
 
 
-def zero_everything(paths: CachePaths) -> None:
+def zero_everything(paths: Layout) -> None:
     """What a power cut leaves where only the bitmap reached the disk."""
     for path in (paths.data, paths.sums):
         path.write_bytes(bytes(path.stat().st_size))
@@ -242,7 +242,7 @@ def zero_everything(paths: CachePaths) -> None:
     ],
 )
 def test_damaged_blocks_are_found(
-    full: CachePaths, damage: Callable[[CachePaths], None], hit: set[int]
+    full: Layout, damage: Callable[[Layout], None], hit: set[int]
 ) -> None:
     damage(full)
     with contextlib.closing(opened(full)) as store:
@@ -268,14 +268,14 @@ def test_damaged_blocks_are_found(
     ],
 )
 def test_a_damaged_bitmap_claims_less_or_is_checked(
-    full: CachePaths, damage: Callable[[CachePaths], None], present: set[int]
+    full: Layout, damage: Callable[[Layout], None], present: set[int]
 ) -> None:
     damage(full)
     with contextlib.closing(opened(full)) as store:
         assert served(store) == {b: part(b) for b in present}
 
 
-def test_a_claim_without_data_is_found(paths: CachePaths) -> None:
+def test_a_claim_without_data_is_found(paths: Layout) -> None:
     with contextlib.closing(opened(paths)) as store:
         keep(store, 1)
     paths.bitmap.write_bytes(b"\xff\x07" + bytes(4094))
@@ -283,7 +283,7 @@ def test_a_claim_without_data_is_found(paths: CachePaths) -> None:
         assert served(store) == {1: part(1)}
 
 
-def test_data_of_another_version_fail_the_comparison(full: CachePaths) -> None:
+def test_data_of_another_version_fail_the_comparison(full: Layout) -> None:
     """As if the old files had come back under a new meta: checksums are tied to the version."""
     meta = json.loads(full.meta.read_text())
     meta["identity"]["etag"] = '"v2"'
@@ -293,7 +293,7 @@ def test_data_of_another_version_fail_the_comparison(full: CachePaths) -> None:
 
 
 def test_a_file_that_shrinks_under_the_store_is_damage_not_a_crash(
-    full: CachePaths, expected_log: Callable[..., None]
+    full: Layout, expected_log: Callable[..., None]
 ) -> None:
     expected_log("WARNING: .*cannot be read")
     with contextlib.closing(opened(full)) as store:
@@ -322,7 +322,7 @@ def test_whatever_happens_to_the_files_no_wrong_byte_is_served(
 ) -> None:
     expected_log("WARNING: .*afresh", required=False)
     with tempfile.TemporaryDirectory() as directory:
-        paths = CachePaths.in_directory(Path(directory))
+        paths = Layout.in_directory(Path(directory))
         with contextlib.closing(opened(paths)) as store:
             keep(store, *kept)
         for name, offset, mask in flips:
@@ -340,8 +340,8 @@ def test_whatever_happens_to_the_files_no_wrong_byte_is_served(
 # Files that the user named
 
 
-def named(directory: Path) -> CachePaths:
-    return CachePaths.named(directory / "x.bitmap", directory / "x.data")
+def named(directory: Path) -> Layout:
+    return Layout.named(directory / "x.bitmap", directory / "x.data")
 
 
 def test_named_files_are_a_cache_like_any_other(tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_a_cache_of_another_version_in_named_files_starts_afresh(
 
 
 @pytest.mark.parametrize("name", ["data", "bitmap", "sums"])
-def test_a_directory_in_the_place_of_a_file(full: CachePaths, name: str) -> None:
+def test_a_directory_in_the_place_of_a_file(full: Layout, name: str) -> None:
     path: Path = getattr(full, name)
     path.unlink()
     path.mkdir()
@@ -421,7 +421,7 @@ def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
 # Locks
 
 
-def test_a_cache_in_use_names_the_process(paths: CachePaths) -> None:
+def test_a_cache_in_use_names_the_process(paths: Layout) -> None:
     with contextlib.closing(CacheLock(paths.lock)):
         with pytest.raises(CacheBusy, match=rf"process {os.getpid()}\b") as caught:
             CacheLock(paths.lock, patience=0)
@@ -431,14 +431,14 @@ def test_a_cache_in_use_names_the_process(paths: CachePaths) -> None:
         pass
 
 
-def test_a_lock_left_by_a_dead_process_is_taken(paths: CachePaths) -> None:
+def test_a_lock_left_by_a_dead_process_is_taken(paths: Layout) -> None:
     paths.lock.parent.mkdir()
     paths.lock.write_text("4194304999\n")
     with contextlib.closing(CacheLock(paths.lock, patience=0)):
         assert paths.lock.read_text() == f"{os.getpid()}\n"
 
 
-def test_a_store_holds_its_lock_until_it_is_closed(paths: CachePaths) -> None:
+def test_a_store_holds_its_lock_until_it_is_closed(paths: Layout) -> None:
     with contextlib.closing(opened(paths)), pytest.raises(CacheBusy):
         opened(paths)
     opened(paths).close()

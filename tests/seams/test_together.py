@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fakes import noise
+from fakes import noise, streams_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sites import Reply, Request, Site, chunked, response, serving
 
 from lazyfs.core.device import Identity
 from lazyfs.core.errors import ImageChanged, NotFound, TransientError
-from lazyfs.core.options import HttpOptions
-from lazyfs.sources.http import HttpClient, HttpSource
+from lazyfs.core.options import ServerOptions
+from lazyfs.sources.http import HttpSource
+from lazyfs.sources.httpclient import HttpClient
 
 CONTENT = noise(1 << 20)
 RANGES = [(0, 1000), (500_000, 4096), (7, 65_536), (len(CONTENT) - 10, 10)]
@@ -30,7 +31,7 @@ def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def source_at(site: Site, *, first: int = 1, **options: Any) -> AsyncIterator[HttpSource]:
-    client = HttpClient(HttpOptions(**options))
+    client = HttpClient(ServerOptions(**options))
     try:
         yield HttpSource(client, site.url(), Identity(len(CONTENT), '"v1"'), first=first)
     finally:
@@ -41,13 +42,14 @@ async def outcomes(source: HttpSource, ranges: list[tuple[int, int]]) -> list[ob
     """For each range, True for the right bytes, or the class of what was raised."""
     found: list[object] = []
     with trio.fail_after(30):
-        for (offset, length), stream in zip(ranges, source.streams(ranges), strict=True):
-            try:
-                async with stream as pieces:
-                    got = b"".join([bytes(piece) async for piece in pieces])
-                found.append(got == CONTENT[offset : offset + length])
-            except Exception as error:
-                found.append(type(error))
+        async with streams_of(source, ranges) as streams:
+            for (offset, length), stream in zip(ranges, streams, strict=True):
+                try:
+                    async with stream as pieces:
+                        got = b"".join([bytes(piece) async for piece in pieces])
+                    found.append(got == CONTENT[offset : offset + length])
+                except Exception as error:
+                    found.append(type(error))
     return found
 
 
@@ -153,12 +155,12 @@ async def test_redirected_requests_go_where_they_belong() -> None:
 
 async def test_one_that_is_skipped_brings_no_wrong_bytes() -> None:
     async with serving(CONTENT) as site, source_at(site) as source:
-        first, _, third, _ = source.streams(RANGES)
-        async with first as pieces:
-            assert b"".join([bytes(p) async for p in pieces]) == CONTENT[:1000]
-        with pytest.raises(Exception, match="asked for bytes 7 to"):
-            async with third:
-                pass
+        async with streams_of(source, RANGES) as (first, _, third, _):
+            async with first as pieces:
+                assert b"".join([bytes(p) async for p in pieces]) == CONTENT[:1000]
+            with pytest.raises(Exception, match="asked for bytes 7 to"):
+                async with third:
+                    pass
         assert await outcomes(source, RANGES) == [True] * 4
 
 

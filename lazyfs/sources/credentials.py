@@ -1,9 +1,9 @@
-"""Who we are to a server: header fields that the user gave, a login in a URL, ~/.netrc.
+"""Credentials for servers: header fields from the user, a login in a URL, ~/.netrc.
 
-Fields may come from files and from a program, too. Those, and ~/.netrc, are read again when the
-user asks for it or a server refuses what we sent: tokens expire while an image is mounted.
+Fields may also come from files and from a program. Those, and ~/.netrc, are reloaded when the user
+requests it or a server refuses the credentials: tokens expire while an image is mounted.
 
-A login goes to the host that it was given for, and nowhere else: not to where that host redirects.
+Credentials are sent only to the host that they were given for, never to a redirect's target.
 """
 
 import netrc
@@ -13,17 +13,17 @@ from pathlib import Path
 
 from lazyfs.core import address
 from lazyfs.core.errors import UsageError
-from lazyfs.core.options import HttpOptions
+from lazyfs.core.options import ServerOptions
 from lazyfs.sources.headers import Field, parse_headers
 
 PATIENCE = 60.0  # seconds that the program may take
-_LARGEST = 64 << 10  # bytes of such a file; servers take less
+_LARGEST = 64 << 10  # bytes of a file of header fields; the limits of servers are lower
 
 
-class Logins:
-    """What goes with requests beside the range. Making one reads all of it; see ``read``."""
+class Credentials:
+    """The header fields of requests besides the range. The constructor calls ``read``."""
 
-    def __init__(self, options: HttpOptions) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self._options = options
         self._fields: tuple[Field, ...] = ()
         self._netrc: netrc.netrc | None = None
@@ -31,12 +31,12 @@ class Logins:
 
     @property
     def may_change(self) -> bool:
-        """Whether reading again may bring something else."""
+        """Whether a reload may change anything."""
         options = self._options
         return bool(options.header_files or options.header_command or options.netrc)
 
     def read(self) -> None:
-        """Read files, and run the program. Blocks. Raises UsageError; all is as it was then."""
+        """Read the files and run the program. Blocks. Raises UsageError; nothing changes then."""
         options = self._options
         found = [*options.headers]
         for file in options.header_files:
@@ -63,7 +63,7 @@ class Logins:
         return fields
 
     def _netrc_login(self, there: address.Origin, at_home: bool) -> tuple[str, str] | None:
-        """A login from ~/.netrc. Where a redirect led, only one for that very host by its name."""
+        """A login from ~/.netrc; for a redirect's target, only an entry that names that host."""
         if self._netrc is None:
             return None
         if at_home:
@@ -88,7 +88,7 @@ def _of_file(file: Path) -> tuple[Field, ...]:
 
 
 def _of_program(command: str) -> tuple[Field, ...]:
-    """What a command line for the shell prints. What it complains of goes to our own stderr."""
+    """The fields that a shell command prints. Its stderr goes to our own."""
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", command],
@@ -109,7 +109,7 @@ def _of_program(command: str) -> tuple[Field, ...]:
 
 
 def _read_netrc() -> netrc.netrc | None:
-    """The user's ~/.netrc. Raises UsageError when it cannot be read."""
+    """Load the user's ~/.netrc. Raises UsageError."""
     try:
         return netrc.netrc()
     except FileNotFoundError as error:

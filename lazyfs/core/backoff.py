@@ -1,20 +1,20 @@
-"""When to ask again after a failure. Pure."""
+"""When to retry after a failure. Pure."""
 
 FIRST = 0.1  # seconds
 LONGEST = 10.0
 
 
 class Backoff:
-    """Delays that double from failure to failure, until something succeeds.
+    """Delays that double from failure to failure, until a success.
 
-    The first retry is immediate: most failures are a kept-alive connection that the server closed,
-    and a fresh one heals them.
+    The first retry is immediate: most failures are a keep-alive connection that the server closed,
+    which a fresh one cures.
     """
 
     def __init__(self, patience: float = 0.0) -> None:
-        """``patience``: seconds that a reader waits, 0 for ever.
+        """``patience``: seconds that a reader waits; 0: no limit.
 
-        Within them there is time for a second try, however long the failure has lasted.
+        A reader always gets a second try within them, however long the failure has lasted.
         """
         self._longest = min(LONGEST, patience / 2 or LONGEST)
         self._failures = 0
@@ -24,9 +24,9 @@ class Backoff:
         return self._failures > 0
 
     def failed(self, jitter: float, retry_after: float | None = None) -> float:
-        """Seconds to wait now. ``jitter``: a random number from 0 to 1 that keeps clients apart.
+        """Note a failure; returns the seconds to wait, at least ``retry_after``.
 
-        A server's Retry-After is never undercut.
+        ``jitter``: a random number from 0 to 1 that spreads clients.
         """
         self._failures += 1
         doubled = FIRST * 2.0 ** min(self._failures - 2, 16)

@@ -1,16 +1,16 @@
-"""Kept-alive connections to one origin, with as little between socket and answer as can be.
+"""The fast path: keep-alive connections to one origin, with minimal code between socket and answer.
 
-For the requests that count: the ranges of an image whose server is known, without a proxy. What the
-codec (``http1.py``) does not interpret is left to the complete client (``http.py``).
+It serves range requests to an image's known server, without a proxy. Answers that the codec
+(``http1.py``) does not interpret are left to the fallback path (``httpclient.py``).
 
-Several requests can be sent at once (RFC 9112 section 9.3.2, pipelining): their answers come one
-behind the other, for one round trip. The caller takes them in order, each to its end.
+Several requests can be sent at once (RFC 9112 section 9.3.2, pipelining): their answers follow one
+another, for one round trip. The caller takes them in order, each to its end.
 
-An idle connection may have been closed by the server in the meantime. One that shows it is dropped;
-one that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
+The server may have closed an idle connection in the meantime. One that shows this is dropped; one
+that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
 repeated (RFC 9110 section 9.2.2).
 
-What is too slow is told from what is only slow by ``pace.py``.
+``stall.py`` defines when a server is too slow.
 """
 
 import select
@@ -26,15 +26,15 @@ from lazyfs.core.address import Origin
 from lazyfs.core.errors import BadAnswer, LazyfsError, Unreachable
 from lazyfs.sources import http1
 from lazyfs.sources.failures import reason, untrusted
-from lazyfs.sources.stall import Pace
+from lazyfs.sources.stall import StallTimer
 
-_RECEIVE = 256 << 10  # bytes asked of the socket at a time
-_MOST_INTERIM = 16  # 1xx answers before the answer proper
-_IDLE = 55.0  # seconds that an unused connection is kept; servers close theirs after 60 or 75
+_RECEIVE = 256 << 10  # bytes requested from the socket at a time
+_MOST_INTERIM = 16  # 1xx answers before the final answer
+_IDLE = 55.0  # seconds that an idle connection is kept; servers close theirs after 60 or 75
 
 
 class _Stream(Protocol):
-    """What a TCP and a TLS stream of trio have in common."""
+    """The common interface of trio's TCP and TLS streams."""
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
@@ -42,10 +42,10 @@ class _Stream(Protocol):
 
 
 class _Encrypted(trio.abc.Stream):
-    """The TCP stream below a TLS stream. While ``waits`` is off, it has nothing to give.
+    """The TCP stream below a TLS stream. While ``waits`` is off, it raises WouldBlock on reads.
 
-    So the TLS stream can be asked whether it holds bytes that nobody has read: it may have received
-    them together with others, and then the socket shows nothing of them.
+    This shows whether the TLS stream holds unread bytes: it may have received them together with
+    others, in which case the socket does not show them.
     """
 
     def __init__(self, tcp: trio.SocketStream) -> None:
@@ -73,24 +73,24 @@ class Connection:
     __slots__ = ("_below", "_poll", "_rested", "_slept", "expected", "stream", "unread")
 
     def __init__(self, stream: _Stream, fd: int, below: _Encrypted | None = None) -> None:
-        """``below``: what a TLS stream stands on."""
+        """``below``: the TCP stream below a TLS stream."""
         self.stream = stream
         self.expected = 0  # answers that have not been read to their end
-        self.unread = bytearray()  # received already
+        self.unread = bytearray()  # received, but not consumed
         self._rested = self._slept = 0.0
         self._below = below
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def rest(self) -> None:
-        """It is idle from now on."""
+        """Note that the connection is idle from now on."""
         self._rested, self._slept = trio.current_time(), time_suspended()
 
     async def usable(self) -> bool:
-        """Whether it can be used again: young enough, and the server has not said anything.
+        """Whether it can be reused: not idle for too long, and no data or EOF from the server.
 
-        Between answers a server has nothing to say but that it closes. What it says all the same
-        must not be taken for the next answer.
+        Between answers a server sends nothing but EOF. Other data must not be taken for the next
+        answer.
         """
         idle = trio.current_time() - self._rested + time_suspended() - self._slept
         if idle >= _IDLE or self._poll.poll(0):
@@ -110,10 +110,10 @@ class Connection:
         return False
 
 
-class DirectAnswer:
+class FastAnswer:
     """The answer to one request: its head, and its body as an async iterator of pieces."""
 
-    def __init__(self, origin: "DirectOrigin", connection: Connection, head: http1.Head) -> None:
+    def __init__(self, origin: "FastOrigin", connection: Connection, head: http1.Head) -> None:
         self.status = head.status
         self.headers: Mapping[str, str] = head.headers
         self.counted = head.length is not None
@@ -121,9 +121,9 @@ class DirectAnswer:
         self._origin = origin
         self._keep = head.keep and self.counted
         self._left = head.length or 0
-        self._pace = Pace.of_body(origin.patience)
+        self._stall = StallTimer.of_body(origin.patience)
 
-    def __aiter__(self) -> "DirectAnswer":
+    def __aiter__(self) -> "FastAnswer":
         return self
 
     async def __anext__(self) -> bytes | bytearray:
@@ -135,67 +135,69 @@ class DirectAnswer:
             piece = unread[: self._left]
             del unread[: self._left]
         else:
-            # One byte more than there should be, to see whether there is one.
+            # One byte more than expected, to detect excess data.
             most = min(self._left + 1, _RECEIVE)
-            piece = await self._origin.receive(self.connection, most, self._pace)
+            piece = await self._origin.receive(self.connection, most, self._stall)
             unread += piece[self._left :]
             piece = piece[: self._left] if unread else piece
         self._left -= len(piece)
         return piece
 
     async def aclose(self) -> None:
-        """Leave the connection to who needs it next if the whole answer was read, else close it."""
+        """Keep the connection for reuse if the whole answer was read, else close it."""
         connection, self.connection = self.connection, None
         if connection is not None:
             await self._origin.finished(connection, good=self._keep and self._left == 0)
 
     async def abandon(self) -> None:
-        """Close it, and its connection: the answers that follow there will not be asked for."""
+        """Close it and its connection: the answers that follow on it will not be read."""
         self._keep = False
         await self.aclose()
 
 
-class DirectOrigin:
+class FastOrigin:
     """Connections to one origin."""
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None, patience: float) -> None:
-        """``patience``: seconds that a server which does not get on is waited for."""
+        """``patience``: seconds to wait for a server that makes no progress."""
         self.patience = patience
         self._origin = origin
         self._tls = tls
         self._idle: deque[Connection] = deque()
 
-    async def get(self, request: bytes, count: int = 1) -> tuple[DirectAnswer, bool]:
-        """Send ``request``; returns its answer, and whether the connection was open before.
+    async def get(self, request: bytes, count: int = 1) -> tuple[FastAnswer, bool]:
+        """Send ``request``; returns its answer, and whether the connection was reused.
 
-        ``count``: how many requests these bytes are; the answers to the others are had by
-        ``following``. Raises Unreachable, UntrustedServer or BadAnswer.
+        ``count``: the number of requests in these bytes; ``following`` returns the answers to the
+        others. Raises Unreachable, UntrustedServer or BadAnswer.
         """
         connection = await self._reuse()
         if connection is not None:
             try:
                 return await self._exchange(connection, request, count), True
             except (Unreachable, BadAnswer) as error:
-                # Closed by the server while it was idle, or it had said more than it announced:
-                # a fresh connection heals that. Silence has used up the time for another try; the
-                # way to the server may have forgotten the others too.
+                # The server closed it while idle, or had sent more than announced: a fresh
+                # connection cures that. A timeout leaves no time for another try, and something on
+                # the path may have dropped the state of the other connections too.
                 if isinstance(error.__cause__, trio.TooSlowError):
                     await self.close_idle()
                     raise
         return await self._exchange(await self._connect(), request, count), False
 
-    async def following(self, connection: Connection) -> DirectAnswer | None:
-        """The next answer on a connection, the one before having been closed.
+    async def following(self, connection: Connection) -> FastAnswer | None:
+        """The next answer on a connection; the previous one must have been closed.
 
-        None when there is none to come, because that one was not read to its end, or ended the
+        None if no answer follows, because the previous one was not read to its end or ended the
         connection. Raises Unreachable or BadAnswer.
         """
         if not connection.expected:
             return None
         return await self._answer(connection)
 
-    async def receive(self, connection: Connection, most: int, pace: Pace) -> bytes | bytearray:
-        """At least one byte of an answer. Raises Unreachable."""
+    async def receive(
+        self, connection: Connection, most: int, pace: StallTimer
+    ) -> bytes | bytearray:
+        """Receive at least one byte of an answer. Raises Unreachable."""
         asked = trio.current_time()
         try:
             with trio.fail_after(pace.left):
@@ -210,7 +212,7 @@ class DirectOrigin:
         return piece
 
     async def finished(self, connection: Connection, *, good: bool) -> None:
-        """An answer has been closed. ``good``: the connection can go on."""
+        """Note that an answer has been closed. ``good``: whether its connection can be reused."""
         connection.expected -= 1
         if good and connection.expected:
             return
@@ -226,7 +228,7 @@ class DirectOrigin:
             await _close(self._idle.pop())
 
     async def _reuse(self) -> Connection | None:
-        """The idle connection that was used last, if one is still good."""
+        """The most recently used idle connection that is still usable; None for none."""
         while self._idle:
             connection = self._idle.pop()
             if await connection.usable():
@@ -250,8 +252,10 @@ class DirectOrigin:
             raise _refused(host, error) from error
 
     async def _made_ready(self, tcp: trio.SocketStream) -> Connection:
-        """Where nobody listens on a port of this machine, it may be given to a connection to that
-        very port, which then is its own other end. It would also keep the server from coming back.
+        """Start TLS if needed, and reject TCP self-connects. Raises Unreachable.
+
+        Connecting to a local port without a listener can succeed if the kernel picks that port as
+        the source port. Such a connection would also keep the server from binding it again.
         """
         if tcp.socket.getsockname() == tcp.socket.getpeername():
             raise Unreachable(f"cannot connect to {self._origin.host}: nobody listens there")
@@ -264,8 +268,8 @@ class DirectOrigin:
         await tls.do_handshake()
         return Connection(tls, tcp.socket.fileno(), below)
 
-    async def _exchange(self, connection: Connection, request: bytes, count: int) -> DirectAnswer:
-        """Send; then the first answer's head. Closes the connection if that fails."""
+    async def _exchange(self, connection: Connection, request: bytes, count: int) -> FastAnswer:
+        """Send, and receive the first answer's head. Closes the connection if that fails."""
         try:
             await self._send(connection, request)
         except BaseException:
@@ -274,18 +278,18 @@ class DirectOrigin:
         connection.expected = count
         return await self._answer(connection)
 
-    async def _answer(self, connection: Connection) -> DirectAnswer:
-        """The next answer, its head received. Closes the connection if that fails."""
+    async def _answer(self, connection: Connection) -> FastAnswer:
+        """Receive the head of the next answer. Closes the connection if that fails."""
         try:
-            return DirectAnswer(self, connection, await self._receive_head(connection))
+            return FastAnswer(self, connection, await self._receive_head(connection))
         except BaseException:
             connection.expected = 0
             await _close(connection)
             raise
 
     async def _receive_head(self, connection: Connection) -> http1.Head:
-        """The head of an answer; interim answers are skipped."""
-        pace = Pace.of_head(self.patience)
+        """Receive the head of an answer; interim answers are skipped."""
+        pace = StallTimer.of_head(self.patience)
         for _ in range(_MOST_INTERIM):
             while (parsed := http1.parse_head(connection.unread)) is None:
                 connection.unread += await self.receive(connection, _RECEIVE, pace)
@@ -306,13 +310,15 @@ class DirectOrigin:
 
 
 def time_suspended() -> float:
-    """Seconds that this machine has slept: its clocks stand still, and connections are forgotten
-    meanwhile, but no socket shows it."""
+    """Seconds that this machine has been suspended since boot.
+
+    Its monotonic clock stops meanwhile; connections are dropped, but no socket shows it.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 async def _close(connection: Connection) -> None:
-    """Close at once: there is nothing to say goodbye for."""
+    """Close at once: there is nothing left to send."""
     await trio.aclose_forcefully(connection.stream)  # type: ignore[arg-type]  # any trio stream
 
 

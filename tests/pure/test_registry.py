@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.formats.detect import HEAD, kinds, partition_table
+from lazyfs.formats import registry
+from lazyfs.formats.registry import HEAD, filesystem_of, formats_of
 
 
 def at(offset: int, content: bytes, size: int = HEAD) -> bytes:
@@ -26,11 +27,8 @@ def tar_of_one_file() -> bytes:
     return held.getvalue()
 
 
-def boot_sector(*types: int, active: int = 0x80, signature: bytes = b"\x55\xaa") -> bytes:
-    """512 bytes with partitions of these types."""
-    entries = [bytes([active, 0, 2, 0, kind]) + b"\0\0\0" + struct.pack("<LL", 1, 99)
-               for kind in types]  # fmt: skip
-    return bytes(446) + b"".join(entries).ljust(64, b"\0") + signature
+def kinds(head: bytes) -> list[str]:
+    return [known.name for known in formats_of(head)]
 
 
 @pytest.mark.parametrize(
@@ -67,40 +65,36 @@ def test_a_kind_is_known_by_its_mark(image: bytes, kind: str) -> None:
 )
 def test_what_has_no_mark_is_unknown(image: bytes) -> None:
     assert kinds(image) == []
-    assert partition_table(image) == ""
-
-
-def test_what_an_image_is_for_comes_before_how_it_can_be_booted() -> None:
-    both = bytearray(at(16 * 2048, b"\1CD001\1"))
-    both[:512] = boot_sector(0x17)
-    assert kinds(bytes(both)) == ["ISO 9660"]
-    assert partition_table(bytes(both)) == "MBR"
+    assert filesystem_of(image) is None
 
 
 @pytest.mark.parametrize(
-    ("image", "table"),
+    ("head", "label"),
     [
-        (boot_sector(0x83), "MBR"),
-        (boot_sector(0, 0, 0, 0x0C, active=0), "MBR"),
-        (boot_sector(0xEE, active=0) + b"EFI PART\0\0\1\0", "GPT"),
-        (boot_sector(), ""),
-        (boot_sector(0x83, signature=b"\0\0"), ""),
-        (boot_sector(0x83, active=0x33), ""),
-        (boot_sector(0x83)[:500], ""),
+        (at(1080, b"\x53\xef" + bytes(62) + b"root fs".ljust(16, b"\0")), "root fs"),
+        (at(0, b"XFSB" + bytes(104) + b"twelve bytes"), "twelve bytes"),
+        (at(43, b"EFI        FAT16   "), "EFI"),
+        (at(71, b"NO NAME    FAT32   "), ""),
+        (at(16 * 2048, b"\1CD001\1" + bytes(33) + b"DEBIAN 12".ljust(32)), "DEBIAN 12"),
+        (at(1024, b"\xe2\xe1\xf5\xe0" + bytes(60) + b"\xff\xfe".ljust(16, b"\0")), "\ufffd\ufffd"),
+        (at(0, b"hsqs"), ""),
     ],
 )
-def test_partition_tables_are_known(image: bytes, table: str) -> None:
-    assert partition_table(image) == table
-    assert partition_table(image + bytes(HEAD)) == (table if len(image) >= 512 else "")
+def test_the_label_of_a_filesystem_is_read_from_its_head(head: bytes, label: str) -> None:
+    found = filesystem_of(head)
+    assert found is not None
+    assert found.label(head) == label
 
 
-def test_the_signature_of_a_filesystems_boot_sector_is_no_partition_table() -> None:
-    """Where an MBR has its partitions, FAT and NTFS have the code that boots."""
-    code = b"\x0d\x0aMissing operating system. Press any key to restart".ljust(64)
-    assert partition_table(bytes(446) + code + b"\x55\xaa") == ""
+def test_each_word_of_a_fragment_belongs_to_one_format() -> None:
+    words = [w for known in registry.FORMATS if known.opening for w in known.opening.words]
+    assert len(words) == len(set(words))
+    assert registry.opening_of("part") is not None
+    assert registry.opening_of("nothing") is None
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_have_an_answer(head: bytes) -> None:
     assert all(isinstance(kind, str) for kind in kinds(head))
-    assert partition_table(head) in ("", "MBR", "GPT")
+    found = filesystem_of(head)
+    assert found is None or isinstance(found.label(head), str)

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import trio
-from fakes import noise
+from fakes import noise, streams_of
 from sites import Reply, Request, Site, response, serving
 
 from lazyfs.core.device import Identity
 from lazyfs.core.errors import AccessDenied, UsageError
-from lazyfs.core.options import HttpOptions
-from lazyfs.sources import http, logins
-from lazyfs.sources.http import HttpClient, HttpSource
-from lazyfs.sources.logins import Logins
+from lazyfs.core.options import ServerOptions
+from lazyfs.sources import credentials, httpclient
+from lazyfs.sources.credentials import Credentials
+from lazyfs.sources.http import HttpSource
+from lazyfs.sources.httpclient import HttpClient
 
 CONTENT = noise(1 << 16)
 URL = "https://host/a.iso"
@@ -28,17 +29,17 @@ def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def sent(found: Logins) -> list[tuple[str, str]]:
+def sent(found: Credentials) -> list[tuple[str, str]]:
     return [field for field in found.fields(URL, URL) if field[0] != "User-Agent"]
 
 
 def test_fields_come_from_the_user_from_files_and_from_a_program(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("# mine\nX-Two: 2\n")
-    options = HttpOptions(
+    options = ServerOptions(
         headers=(("X-One", "1"),), header_files=(file,), header_command="echo X-Three: 3"
     )
-    found = Logins(options)
+    found = Credentials(options)
     assert sent(found) == [("X-One", "1"), ("X-Two", "2"), ("X-Three", "3")]
     assert found.fields("https://other/", URL) == [("User-Agent", "")]
     file.write_text("X-Two: two\n")
@@ -58,25 +59,25 @@ def test_fields_come_from_the_user_from_files_and_from_a_program(tmp_path: Path)
 def test_a_program_that_does_not_do_its_work(
     command: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logins, "PATIENCE", 0.1 if "sleep" in command else 10)
+    monkeypatch.setattr(credentials, "PATIENCE", 0.1 if "sleep" in command else 10)
     with pytest.raises(UsageError, match=complaint) as caught:
-        Logins(HttpOptions(header_command=command))
+        Credentials(ServerOptions(header_command=command))
     assert "secret" not in str(caught.value)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        Logins(HttpOptions(header_files=(tmp_path / "none",)))
+        Credentials(ServerOptions(header_files=(tmp_path / "none",)))
     long = tmp_path / "long"
     long.write_text("X: y\n" * 20_000)
     with pytest.raises(UsageError, match="too long to hold headers"):
-        Logins(HttpOptions(header_files=(long,)))
+        Credentials(ServerOptions(header_files=(long,)))
 
 
 def test_what_cannot_be_read_again_stays_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("X: 1")
-    found = Logins(HttpOptions(header_files=(file,)))
+    found = Credentials(ServerOptions(header_files=(file,)))
     file.unlink()
     with pytest.raises(UsageError):
         found.read()
@@ -85,7 +86,7 @@ def test_what_cannot_be_read_again_stays_as_it_was(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def source_at(site: Site, **options: Any) -> AsyncIterator[HttpSource]:
-    client = HttpClient(HttpOptions(**options))
+    client = HttpClient(ServerOptions(**options))
     try:
         yield HttpSource(client, site.url(), Identity(len(CONTENT), '"v1"'))
     finally:
@@ -94,8 +95,7 @@ async def source_at(site: Site, **options: Any) -> AsyncIterator[HttpSource]:
 
 async def got(source: HttpSource, offset: int, length: int) -> bytes:
     with trio.fail_after(20):
-        (stream,) = source.streams([(offset, length)])
-        async with stream as pieces:
+        async with streams_of(source, [(offset, length)]) as (stream,), stream as pieces:
             return b"".join([bytes(piece) async for piece in pieces])
 
 
@@ -121,12 +121,13 @@ async def test_an_expired_token_is_renewed_once_for_all_that_were_refused(
         assert await got(source, 0, 100) == CONTENT[:100]
         token.write_text("2")
         wants(site, "2", status)
-        streams = source.streams([(0, 10), (5000, 10), (900, 10)])
+        ranges = [(0, 10), (5000, 10), (900, 10)]
         with trio.fail_after(20):
-            for stream, offset in zip(streams, (0, 5000, 900), strict=True):
-                async with stream as pieces:
-                    content = b"".join([bytes(piece) async for piece in pieces])
-                assert content == CONTENT[offset : offset + 10]
+            async with streams_of(source, ranges) as streams:
+                for stream, (offset, length) in zip(streams, ranges, strict=True):
+                    async with stream as pieces:
+                        content = b"".join([bytes(piece) async for piece in pieces])
+                    assert content == CONTENT[offset : offset + length]
         assert runs.read_text() == "\n\n"
 
 
@@ -141,7 +142,7 @@ async def test_who_is_refused_with_a_new_token_too_is_told(
             with pytest.raises(AccessDenied):
                 await got(source, 0, 10)
         assert runs.read_text() == "\n\n", "it is not run for each refusal"
-        monkeypatch.setattr(http, "_RENEW_EVERY", 0.0)
+        monkeypatch.setattr(httpclient, "_RENEW_EVERY", 0.0)
         with pytest.raises(AccessDenied):
             await got(source, 0, 10)
         assert runs.read_text() == "\n\n\n"
@@ -167,9 +168,9 @@ async def test_without_anything_to_renew_a_refusal_stands(tmp_path: Path) -> Non
 
 
 def test_a_program_that_hangs_is_to_be_tried_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logins, "PATIENCE", 0.1)
+    monkeypatch.setattr(credentials, "PATIENCE", 0.1)
     with pytest.raises(UsageError) as caught:
-        Logins(HttpOptions(header_command="exec sleep 60"))
+        Credentials(ServerOptions(header_command="exec sleep 60"))
     assert str(caught.value) == (
         "the --header-command did not end within 0.1 seconds; try it by itself"
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.cache.retry import LONGEST, Backoff
+from lazyfs.core.backoff import LONGEST, Backoff
 
 JITTER = st.floats(0, 1)
 

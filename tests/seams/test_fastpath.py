@@ -5,14 +5,14 @@ import gc
 import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 import pytest
 import trio
-from fakes import noise
+from fakes import noise, streams_of
 from hypothesis import given
 from hypothesis import strategies as st
 from real.servers import Certificates
@@ -20,7 +20,7 @@ from sites import Proxy, Reply, Request, Site, chunked, listening, part, proxyin
 from trio.testing import MockClock
 
 from lazyfs.core import address
-from lazyfs.core.device import Identity
+from lazyfs.core.device import Identity, Priority
 from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
@@ -35,10 +35,11 @@ from lazyfs.core.errors import (
     UntrustedServer,
     UsageError,
 )
-from lazyfs.core.options import HttpOptions
-from lazyfs.sources import direct, http1, httprange
-from lazyfs.sources.direct import DirectOrigin
-from lazyfs.sources.http import HttpClient, HttpSource, _translated, httpx
+from lazyfs.core.options import ServerOptions
+from lazyfs.sources import fastpath, http1, httprange
+from lazyfs.sources.fastpath import FastOrigin
+from lazyfs.sources.http import HttpSource
+from lazyfs.sources.httpclient import HttpClient, _translated, httpx
 
 CONTENT = noise(1 << 20)
 PINNED = Identity(len(CONTENT), '"v1"')
@@ -76,18 +77,20 @@ async def source_of(
     url: str, identity: Identity | None = PINNED, **options: Any
 ) -> AsyncIterator[HttpSource]:
     """A source, already opened unless ``identity`` is None."""
-    client = HttpClient(HttpOptions(user_agent="lazyfs/test", **options))
+    client = HttpClient(ServerOptions(user_agent="lazyfs/test", **options))
     try:
         yield HttpSource(client, url, identity)
     finally:
         await client.aclose()
 
 
-def one(
+@asynccontextmanager
+async def one(
     source: HttpSource, offset: int, length: int
-) -> AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]:
+) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
     """The stream of a single range."""
-    return source.streams([(offset, length)])[0]
+    async with streams_of(source, [(offset, length)]) as (stream,), stream as pieces:
+        yield pieces
 
 
 async def read(source: HttpSource, offset: int = 0, length: int = 1000) -> bytes:
@@ -233,7 +236,7 @@ async def test_requests_at_the_same_time_have_a_connection_each(site: Site) -> N
 
 
 async def test_images_of_one_client_share_connections(site: Site) -> None:
-    client = HttpClient(HttpOptions())
+    client = HttpClient(ServerOptions())
     for name in ("/one", "/other"):
         await check(HttpSource(client, site.url(name), PINNED))
     assert site.accepted == 1
@@ -415,8 +418,8 @@ async def test_a_connection_of_before_the_machine_slept_is_not_used(
 ) -> None:
     async with source_of(site.url()) as source:
         await check(source)
-        slept = direct.time_suspended()
-        monkeypatch.setattr(direct, "time_suspended", lambda: slept + 600)
+        slept = fastpath.time_suspended()
+        monkeypatch.setattr(fastpath, "time_suspended", lambda: slept + 600)
         await check(source)
         await check(source)
     assert site.accepted == 2
@@ -485,7 +488,7 @@ async def test_interim_answers_without_an_end(site: Site) -> None:
 
 
 async def test_an_answer_says_whether_its_connection_was_open_before(site: Site) -> None:
-    origin = DirectOrigin(address.origin(site.url()), None, STALL)
+    origin = FastOrigin(address.origin(site.url()), None, STALL)
     request = http1.request(site.authority, "/image.raw", [("Range", "bytes=0-99")])
     for expected in (False, True, True):
         answer, reused = await origin.get(request)
@@ -500,7 +503,7 @@ async def test_an_answer_says_whether_its_connection_was_open_before(site: Site)
 
 
 async def test_an_answer_that_is_closed_gives_no_more(site: Site) -> None:
-    origin = DirectOrigin(address.origin(site.url()), None, STALL)
+    origin = FastOrigin(address.origin(site.url()), None, STALL)
     request = http1.request(site.authority, "/image.raw", [("Range", "bytes=0-99")])
     answer, _ = await origin.get(request)
     await answer.aclose()
@@ -606,7 +609,7 @@ async def test_a_slow_body_is_not_a_stalled_one(
 async def test_a_body_that_only_drips_is_given_up(
     patient_clock: MockClock, shape: Callable[[bytes], bytes], size: int, seconds: float
 ) -> None:
-    """Never silent for long, but it would hold its lane for ever. What came of it is right."""
+    """Never silent for long, but it would hold its slot for ever. What came of it is right."""
     raw = shape(part(CONTENT, 0, 49_999))
     got = b""
     async with slowly(raw, size, seconds, 600) as url, source_of(url, stall=STALL) as source:
@@ -1240,8 +1243,9 @@ def test_wherever_a_redirect_leads_only_errors_of_ours_come_of_it(location: str)
                 target = httprange.redirect_target("image", base, 302, {"location": location})
             except BadAnswer:
                 return
+            slot = await source.slot(Priority.DEMAND)
             with pytest.raises(Unreachable):
-                await source._follow(address.bare(target or base), [])
+                await source._follow(slot, address.bare(target or base), [])
 
     trio.run(scenario)
 
@@ -1283,7 +1287,7 @@ async def test_an_image_of_this_second_with_a_strong_tag_is_asked_for_once(site:
     assert len(site.requests) == 1
 
 
-# Logins
+# Credentials
 
 
 async def test_a_login_in_the_url_is_sent_and_not_asked_for(site: Site) -> None:
@@ -1337,11 +1341,11 @@ async def test_netrc_is_not_used_unasked_nor_before_the_url(
 async def test_netrc_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UsageError, match=r"there is no ~/\.netrc"):
-        HttpClient(HttpOptions(netrc=True))
+        HttpClient(ServerOptions(netrc=True))
     (tmp_path / ".netrc").write_text(f"machine host login {USER} pass {PASSWORD}")
     (tmp_path / ".netrc").chmod(0o600)
     with pytest.raises(UsageError, match=r"~/.netrc cannot be used") as caught:
-        HttpClient(HttpOptions(netrc=True))
+        HttpClient(ServerOptions(netrc=True))
     assert PASSWORD not in str(caught.value)
 
 
@@ -1562,9 +1566,9 @@ class Deaf:
 
 
 async def test_a_server_that_takes_no_requests(autojump_clock: MockClock) -> None:
-    origin = DirectOrigin(address.origin("http://host/a.iso"), None, STALL)
+    origin = FastOrigin(address.origin("http://host/a.iso"), None, STALL)
     with socket.socket() as idle:
-        connection = direct.Connection(Deaf(), idle.fileno())  # type: ignore[arg-type]
+        connection = fastpath.Connection(Deaf(), idle.fileno())  # type: ignore[arg-type]
         with pytest.raises(Unreachable) as caught:
             await origin._send(connection, b"GET")
     assert str(caught.value) == "host takes no requests; check the network and the URL"

@@ -1,4 +1,4 @@
-"""Who gets a lane, and when."""
+"""Who gets a slot, and when."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.core.device import Priority
-from lazyfs.sources.slots import HostLane, Lanes
+from lazyfs.sources.slots import HostLimiter, HostSlot
 
 DEMAND, AHEAD = Priority.DEMAND, Priority.READAHEAD
 
 
 class Askers:
-    """Tasks that each take one lane and hold it until told to give it back."""
+    """Tasks that each take one slot and hold it until told to give it back."""
 
-    def __init__(self, lanes: Lanes, nursery: trio.Nursery) -> None:
-        self._lanes = lanes
+    def __init__(self, slots: HostLimiter, nursery: trio.Nursery) -> None:
+        self._slots = slots
         self._nursery = nursery
         self.scopes: dict[str, trio.CancelScope] = {}
-        self.held: dict[str, HostLane] = {}
+        self.held: dict[str, HostSlot] = {}
 
     async def ask(self, *names_and_priorities: tuple[str, Priority]) -> None:
         for name, priority in names_and_priorities:
@@ -44,7 +44,7 @@ class Askers:
 
     async def _take(self, name: str, priority: Priority) -> None:
         with self.scopes[name]:
-            self.held[name] = await self._lanes.acquire(priority)
+            self.held[name] = await self._slots.acquire(priority)
 
 
 def many(names: str, priority: Priority) -> Sequence[tuple[str, Priority]]:
@@ -57,7 +57,7 @@ async def test_prefetch_leaves_one_lane_free(
 ) -> None:
     for priority, most in ((DEMAND, for_demand), (AHEAD, for_prefetch)):
         async with trio.open_nursery() as nursery:
-            askers = Askers(Lanes(count), nursery)
+            askers = Askers(HostLimiter(count), nursery)
             await askers.ask(*many("abcdef", priority))
             assert len(askers.held) == most
             nursery.cancel_scope.cancel()
@@ -65,11 +65,11 @@ async def test_prefetch_leaves_one_lane_free(
 
 async def test_the_free_lane_is_for_demand() -> None:
     async with trio.open_nursery() as nursery:
-        askers = Askers(Lanes(3), nursery)
+        askers = Askers(HostLimiter(3), nursery)
         await askers.ask(*many("abc", AHEAD), ("D", DEMAND))
         assert askers.holding() == "abD"
         await askers.release("D")
-        assert askers.holding() == "ab"  # c still waits: the lane is kept free
+        assert askers.holding() == "ab"  # c still waits: the slot is kept free
         await askers.release("a")
         assert askers.holding() == "bc"
         nursery.cancel_scope.cancel()
@@ -77,7 +77,7 @@ async def test_the_free_lane_is_for_demand() -> None:
 
 async def test_demand_goes_first_and_else_in_order() -> None:
     async with trio.open_nursery() as nursery:
-        askers = Askers(Lanes(1), nursery)
+        askers = Askers(HostLimiter(1), nursery)
         await askers.ask(("x", DEMAND), ("a", AHEAD), ("b", AHEAD), ("D", DEMAND), ("E", DEMAND))
         order = ""
         while askers.held:
@@ -91,7 +91,7 @@ async def test_one_who_gives_up_waiting_loses_its_turn_and_nothing_else(
     priority: Priority,
 ) -> None:
     async with trio.open_nursery() as nursery:
-        askers = Askers(Lanes(1), nursery)
+        askers = Askers(HostLimiter(1), nursery)
         await askers.ask(*many("abc", priority))
         await askers.cancel("b")
         await askers.release("a")
@@ -101,7 +101,7 @@ async def test_one_who_gives_up_waiting_loses_its_turn_and_nothing_else(
 @pytest.mark.parametrize("priority", [DEMAND, AHEAD])
 async def test_one_who_is_cancelled_as_its_lane_comes_gives_it_back(priority: Priority) -> None:
     async with trio.open_nursery() as nursery:
-        askers = Askers(Lanes(1), nursery)
+        askers = Askers(HostLimiter(1), nursery)
         await askers.ask(*many("abc", priority))
         askers.scopes["b"].cancel()
         askers.held.pop("a").release()
@@ -110,12 +110,12 @@ async def test_one_who_is_cancelled_as_its_lane_comes_gives_it_back(priority: Pr
 
 
 async def test_a_cancelled_task_takes_nothing() -> None:
-    lanes = Lanes(1)
+    slots = HostLimiter(1)
     with trio.CancelScope() as scope:
         scope.cancel()
-        await lanes.acquire(DEMAND)
+        await slots.acquire(DEMAND)
     with trio.fail_after(1):
-        await lanes.acquire(DEMAND)
+        await slots.acquire(DEMAND)
 
 
 @given(
@@ -128,9 +128,9 @@ def test_no_lane_is_lost_or_made(count: int, steps: list[tuple[str, int]]) -> No
     """Whatever comes, at most ``count`` are held, and in the end all are free again."""
 
     async def scenario() -> None:
-        lanes = Lanes(count)
+        slots = HostLimiter(count)
         async with trio.open_nursery() as nursery:
-            askers = Askers(lanes, nursery)
+            askers = Askers(slots, nursery)
             for number, (step, pick) in enumerate(steps):
                 name = chr(0x4E00 + number)
                 waiting = [n for n in askers.scopes if n not in askers.held]
@@ -142,10 +142,10 @@ def test_no_lane_is_lost_or_made(count: int, steps: list[tuple[str, int]]) -> No
                     await askers.cancel(waiting[pick % len(waiting)])
                 assert len(askers.held) <= count
             nursery.cancel_scope.cancel()
-        for lane in askers.held.values():
-            lane.release()
+        for slot in askers.held.values():
+            slot.release()
         with trio.fail_after(1):
             for _ in range(count):
-                await lanes.acquire(DEMAND)
+                await slots.acquire(DEMAND)
 
     trio.run(scenario, clock=MockClock(autojump_threshold=0))
