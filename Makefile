@@ -1,5 +1,6 @@
 # make demo   install what is missing, and show what lazyfs does
 # make test   install what is missing, check the code, and run all tests
+# make quick  the tests of pure modules and of the seams, in under a minute
 # make test-guest  the tests in a virtual machine, at full length (about an hour)
 # make test-packages  the Debian packages on fresh machines (about half an hour)
 # make soak   the campaigns at full length: faults, kills, damage (about ten minutes)
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 step = @mkdir -p $(dir $(LOG)) && : >$(LOG) || exit 1; echo '  $(1)'; \
 	{ $(2); } >$(LOG) 2>&1 || { cat $(LOG); echo '  failed: $(1)'; exit 1; } >&2
 
-.PHONY: demo test test-guest test-packages soak check venv docs man clean bench bench-quick packages-run packages-test \
+.PHONY: demo test quick test-guest test-packages soak check venv docs man clean bench bench-quick packages-run packages-test \
 	packages-guest packages-live packages-debian packages-bench
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -37,6 +38,9 @@ demo: venv
 
 test: packages-test packages-guest packages-debian check
 	@$(BIN)/python -m pytest $(ARGS)
+
+quick: .venv/with-tests
+	@LAZYFS_HYPOTHESIS=quick $(BIN)/python -m pytest --quiet tests/pure tests/seams $(ARGS)
 
 test-guest: packages-test packages-guest packages-live .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/guest $(ARGS)

@@ -4,6 +4,7 @@ And what many of them read: the images, and the server that has them.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from real.servers import Nginx
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("lazyfs", deadline=None)
-settings.load_profile("lazyfs")
+settings.register_profile("quick", deadline=None, max_examples=15)
+settings.load_profile(os.environ.get("LAZYFS_HYPOTHESIS", "lazyfs"))
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """A bitmap with one bit per block, in the layout that ULOOP's tools use. Pure.
 
 On disk: bit ``n % 8`` (the least significant is 0) of byte ``n // 8`` says that block ``n`` is
-present; the file is padded with zeros to a multiple of 4096 bytes. In memory the same bytes lie
-under a ``bitarray``, so that runs are found at C speed (a terabyte in 64 KiB blocks has 16 million
-bits). Bits beyond the last block are always zero.
+present; the file is padded with zeros to a multiple of 4096 bytes. In memory, the same bytes are
+the buffer of a ``bitarray``, so that runs are found at C speed (a terabyte in 64 KiB blocks has 16
+million bits). Bits beyond the last block are always zero.
 """
 
 from collections.abc import Iterable, Iterator

@@ -102,7 +102,7 @@ class Fetcher:
         return not self._going_on.is_set()
 
     def pause(self) -> None:
-        """Pause background fetches: preloads and the fill. Read-ahead goes on."""
+        """Pause background fetches: preloads and the fill. Read-ahead continues."""
         if self._going_on.is_set():
             self._going_on = trio.Event()
 

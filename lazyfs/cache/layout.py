@@ -5,7 +5,6 @@ The files are described in ``disk.py``; ``directory.py`` handles a directory of 
 
 import contextlib
 import fcntl
-import glob
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 SUM = 8  # bytes of a block's checksum
 _LONGEST_META = 64 << 10  # characters
-_VIEW = re.compile(r"-[0-9a-f]{16}(\.new)?$")  # the end of a view's catalog's name
+_VIEW = re.compile(r"-[0-9a-f]{16}(\.new)?")  # the end of a view's catalog's name
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,13 @@ class Layout:
     @property
     def catalogs(self) -> list[Path]:
         """The catalogs of the image and of its existing views."""
-        views = sorted(self.catalog.parent.glob(f"{glob.escape(self.catalog.name)}-*"))
-        return [self.catalog, *(path for path in views if _VIEW.search(path.name))]
+        try:
+            beside = sorted(os.listdir(self.catalog.parent))
+        except OSError:
+            beside = []
+        name = self.catalog.name
+        views = (n for n in beside if n.startswith(name) and _VIEW.fullmatch(n[len(name) :]))
+        return [self.catalog, *(self.catalog.with_name(view) for view in views)]
 
     @property
     def partial(self) -> list[Path]:

@@ -30,10 +30,10 @@ TRY_AGAIN = 30.0  # seconds after which a disk that refused is retried
 
 
 class OverflowStore:
-    """A Store: a disk store bounded by a quota (``room``), with memory behind it."""
+    """A Store: a disk store bounded by a quota (``quota``), with memory behind it."""
 
     def __init__(
-        self, name: str, disk: DiskStore, room: Quota, clock: Callable[[], float] = time.monotonic
+        self, name: str, disk: DiskStore, quota: Quota, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Take ``disk`` over and evict blocks until it is within the limit. Raises CacheError.
 
@@ -43,7 +43,7 @@ class OverflowStore:
         self.present: Bitmap = disk.present
         self._name = name
         self._disk = disk
-        self._room = room
+        self._quota = quota
         self._clock = clock
         self._uses = Clock(disk.present)
         self._memory = MemoryStore(disk.size, disk.block_size, MEMORY_LIMIT)
@@ -51,7 +51,7 @@ class OverflowStore:
         self._refused = False
         self._try_at = float("-inf")  # when a disk that refused is retried
         try:
-            room.measure()
+            quota.measure()
         except OSError as error:
             raise CacheError(f"{name}: the cache cannot be used: {error.strerror}") from error
         while gone := self._make_room(()):
@@ -79,7 +79,7 @@ class OverflowStore:
 
     def read(self, span: Span) -> bytes:
         blocks = blocks_of(span, self.block_size)
-        if self._room.limited:
+        if self._quota.limited:
             self._uses.read(blocks)
         if self._memory.empty:
             return self._read_disk(span, blocks)
@@ -130,37 +130,37 @@ class OverflowStore:
         if not readable or self._clock() < self._try_at:
             return False
         try:
-            if not self._room.take(len(content)):
-                if self._room.refusal:
-                    self._refuse(self._room.refusal)
+            if not self._quota.take(len(content)):
+                if self._quota.refusal:
+                    self._refuse(self._quota.refusal)
                 return False
             self._disk.put(block, content)
         except OSError as error:
             self._refuse(error.strerror or str(error))
             return False
-        if self._room.limited:
+        if self._quota.limited:
             self._uses.came(blocks)
         self._accepted()
         return True
 
     def _make_room(self, held: Container[int]) -> list[int]:
         """Free blocks on disk to cover the quota's shortage, some at a time; returns them."""
-        if not self._room.shortage or self._clock() < self._try_at:
+        if not self._quota.shortage or self._clock() < self._try_at:
             return []
         try:
-            self._room.measure()  # other caches may have freed space
-            if not self._room.shortage:
+            self._quota.measure()  # other caches may have freed space
+            if not self._quota.shortage:
                 return []
             if self._disk.data.in_use_by_loop():
                 self._refuse("a loop device stands on it, so nothing of it can go")
                 return []
-            count = max(1, min(self._room.shortage, AT_ONCE) // self.block_size)
+            count = max(1, min(self._quota.shortage, AT_ONCE) // self.block_size)
             gone = [b for b in self._uses.choose(count, held) if b not in self._memory]
             if not gone:
                 self._refuse("--cache-size leaves it nothing")
                 return []
             self._disk.drop(gone)
-            self._room.measure()
+            self._quota.measure()
         except OSError as error:
             self._refuse(error.strerror or str(error))
             return []

@@ -101,7 +101,8 @@ def shown(url: str) -> str:
     """``url`` without its secrets: for messages, logs, ``mount``, metadata.
 
     An invalid URL is hidden almost entirely, since any part of it may be secret. (A password with
-    an unescaped slash makes a URL invalid: it looks like a port.)
+    an unescaped slash makes a URL invalid: it looks like a port.) The fragment is left out too: it
+    may be the rest of a password with an unescaped ``#``. An opened image adds its own chain.
     """
     try:
         parts = urlsplit(url)
@@ -111,16 +112,8 @@ def shown(url: str) -> str:
     if not parts.netloc:
         return "..." if "@" in url else url
     query = _FIELD.sub(lambda field: f"{field[1] or ''}...", parts.query)
-    # An "@" means that this is no fragment, but part of a password with an unescaped "#".
-    fragment = "..." if "@" in parts.fragment else parts.fragment
     return urlunsplit(
-        (
-            parts.scheme,
-            _host_port(parts.netloc),
-            parts.path,
-            query if parts.query else "",
-            fragment,
-        )
+        (parts.scheme, _host_port(parts.netloc), parts.path, query if parts.query else "", "")
     )
 
 

@@ -80,7 +80,7 @@ class DeviceError(LazyfsError):
 
 
 class ControlError(LazyfsError):
-    """A running daemon cannot be reached, or refuses what it is asked."""
+    """A running daemon cannot be reached, or refuses a request."""
 
 
 class ToolMissing(LazyfsError):

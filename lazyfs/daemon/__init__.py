@@ -1,1 +1,1 @@
-"""The daemons of lazyfs: how they begin, are steered, and end."""
+"""The daemons of lazyfs: start, control and end."""

@@ -1,4 +1,4 @@
-"""``lazyfs attach``: an image as a block device, from its start to its detaching."""
+"""``lazyfs attach``: an image as a block device, from start to detach."""
 
 import contextlib
 import logging
@@ -25,10 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AttachOptions(DaemonOptions):
-    """How an image is attached. ``device``: as which, like ``/dev/nbd0``; None for any free one.
+    """How an image is attached.
 
-    ``repair``: whether it is taken over from a daemon that died, if it is attached;
-    ``dead_timeout``: seconds that readers wait for that.
+    ``device``: the device, like ``/dev/nbd0``; None for any free one.
+    ``repair``: whether to take the device over from a dead daemon, if it is attached.
+    ``dead_timeout``: seconds that readers wait for a repair.
     """
 
     device: str | None = None
@@ -39,7 +40,7 @@ class AttachOptions(DaemonOptions):
 def attach(options: AttachOptions, report: Report) -> int:
     """Attach the image and serve it; returns the exit code for the shell.
 
-    In the background unless ``options.foreground``. The device is printed when it can be used.
+    In the background unless ``options.foreground``. Prints the device when it is usable.
     ``report``: see ``lifecycle.run``. Raises DeviceError or ToolMissing.
     """
     if os.geteuid() != 0:
@@ -47,13 +48,13 @@ def attach(options: AttachOptions, report: Report) -> int:
     index = None if options.device is None else index_of(options.device)
     load_module()
     if options.repair:
-        # What is taken over must not find another version of the image under it.
+        # The filesystem on the device must not see another version of the image.
         options = replace(options, cache=replace(options.cache, on_change=OnChange.FAIL))
     return lifecycle.run(options, report, _Attached(options, index))
 
 
 class _Attached(Daemon):
-    """An image that becomes a device."""
+    """An image attached as a device."""
 
     begun = "is attached as"
 
@@ -78,9 +79,9 @@ class _Attached(Daemon):
         print(self._device.path, flush=True)
 
     async def signalled(self, number: int, life: Life) -> None:
-        """Detach the device, which ends the daemon; while it is in use, say so instead.
+        """Detach the device, which ends the daemon; if it is in use, only log that.
 
-        If it still is at the second signal, the daemon ends and the device stays: it can be
+        If it is still in use at the second signal, the daemon ends and the device stays, to be
         repaired.
         """
         name = signal.Signals(number).name
@@ -102,7 +103,7 @@ class _Attached(Daemon):
             return await trio.to_thread.run_sync(
                 KernelDevice.revive, control, index, image.device, image.view_id
             )
-        # In the main thread, whose number the kernel will show as that of the device's owner.
+        # In the main thread, because the kernel reports its id as that of the device's owner.
         return KernelDevice.attach(
             control, index, image.device, image.view_id, self._options.dead_timeout
         )

@@ -1,7 +1,7 @@
-"""The control sockets of running daemons: where they are, and how to ask one.
+"""Client of the control sockets: finding running daemons and sending them commands.
 
-Root sees the daemons of all users. What those say is not believed: it is looked at before it is
-used, has a time limit, and names no daemon when one is to be told something.
+Root sees the daemons of all users. Answers of other users' daemons are untrusted: they are
+validated, have a time limit, and never decide which daemon a command is sent to.
 """
 
 import logging
@@ -22,16 +22,16 @@ from lazyfs.system.mountinfo import KIND, all_mounts
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds that a daemon is waited for
+PATIENCE = 10.0  # seconds to wait for a daemon's answer
 _RUN, _USERS = Path("/run/lazyfs"), Path("/run/user")
-_BOOT = _RUN / "run/lazyfs"  # of the daemon below a root filesystem, for which _RUN is /
-_AT_ONCE = 16  # daemons that are asked
+_BOOT = _RUN / "run/lazyfs"  # of the daemon that serves a root filesystem, chrooted in _RUN
+_AT_ONCE = 16  # daemons asked concurrently
 _SEE_LOG = "see what it says: journalctl -t lazyfs"
-_MOST_LINKS = 40  # followed in one path; Linux's number
+_MOST_LINKS = 40  # symbolic links followed in one path; Linux's limit
 
 
 def own_socket() -> Path:
-    """Where the socket of this very process belongs."""
+    """The path of this process's control socket."""
     return _own_directory() / f"{os.getpid()}.sock"
 
 
@@ -51,7 +51,7 @@ _VIEW = {"chain": str, "size": int, "cached": int}
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running lazyfs. ``status``: what it said of itself, see docs/control.rst."""
+    """A running daemon. ``status``: its answer to ``status``, see docs/control.rst."""
 
     socket: Path
     status: dict[str, Any]
@@ -67,28 +67,28 @@ class Daemon:
         return [image["name"] for image in self.status["images"]]
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:
-        """What comes of a command. Raises ControlError."""
+        """Send a command; returns its result. Raises ControlError."""
         result = ask(self.socket, command, **fields)
         return _checked(result) if command == "status" else result
 
     def cells(self, image: str, count: int) -> list[list[float]]:
-        """An image in about so many parts, each [local, ahead, coming]. Raises ControlError."""
+        """An image in about ``count`` parts, each [local, ahead, coming]. Raises ControlError."""
         count = max(1, min(count, control.MOST_CELLS))
         (found,) = self.ask("map", image=image, cells=count)["images"]
         cells: list[list[float]] = found["cells"]
         return cells
 
     def is_at(self, names: list[str]) -> bool:
-        """Whether one of these is its place, a path in that, or the URL of one of its images."""
+        """Whether one of ``names`` is its place, a path within, or the URL of one of its images."""
         urls = {image["url"] for image in self.status["images"]}
         places = set(self.status["places"])
         return any(name in urls | places or _is_within(name, self.where) for name in names)
 
 
 def running() -> list[Daemon]:
-    """All daemons that we may ask: our own, and as root those of other users; by their places.
+    """Our own daemons, and as root those of other users, sorted by place.
 
-    One that does not answer is named in a warning.
+    A daemon that does not answer is named in a warning.
     """
     return sorted(_answering(_directories()), key=lambda daemon: daemon.where)
 
@@ -120,7 +120,7 @@ def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
 
 
 def _exchanged(path: Path, line: bytes) -> bytes:
-    """The answer to a line, with its end if that came in time. Raises OSError."""
+    """The answer to a line; without a final newline if it was cut off. Raises OSError."""
     until = time.monotonic() + PATIENCE
     answer = bytearray()
     with socket.socket(socket.AF_UNIX) as connection:
@@ -145,7 +145,7 @@ def _answering(directories: list[Path]) -> Iterator[Daemon]:
 
 
 def _introduced(path: Path) -> Daemon | None:
-    """What a daemon says of itself; None if there is none any more, or it does not say."""
+    """The daemon behind a socket; None if it has ended or does not answer."""
     try:
         return Daemon(path, _checked(ask(path, "status")))
     except ControlError as error:
@@ -157,14 +157,14 @@ def _introduced(path: Path) -> Daemon | None:
 
 
 def _clear_away(path: Path) -> None:
-    """Remove the socket of a daemon that was killed. One that has just begun refuses, too."""
+    """Remove a killed daemon's socket. A daemon that is just starting also refuses connections."""
     if not Path("/proc", path.stem).exists():
         with suppress(OSError):
             path.unlink()
 
 
 def _checked(status: dict[str, Any]) -> dict[str, Any]:
-    """A status in which is what we use of it. Raises ControlError."""
+    """The status, if it has the fields that we use. Raises ControlError."""
     known = _has(status, _STATUS) and all(_is_image(image) for image in status["images"])
     if not known or not all(isinstance(place, str) for place in status["places"]):
         raise ControlError(
@@ -185,7 +185,7 @@ def _has(value: Any, fields: Mapping[str, Any]) -> bool:
 
 
 def _names_of(where: str) -> list[str]:
-    """What daemons may call this place."""
+    """The names under which a daemon may serve this place."""
     if "://" in where:
         return [where]
     path = os.path.abspath(where)
@@ -193,7 +193,7 @@ def _names_of(where: str) -> list[str]:
 
 
 def _resolved(path: str) -> Path:
-    """Follow links, up to a mount of ours: what is in it is its daemon's, which may be dead."""
+    """Follow links, up to a lazyfs mount: looking inside asks its daemon, which may be dead."""
     ours = {mounted.mountpoint for mounted in all_mounts() if mounted.kind == KIND}
     done, waiting, links = Path("/"), path.split("/")[::-1], 0
     while waiting and links < _MOST_LINKS:
@@ -227,10 +227,10 @@ def _own_directory() -> Path:
 
 
 def _trusted() -> list[Path]:
-    """Where the sockets are of those who have our rights."""
+    """The socket directories of daemons with our privileges."""
     return [_own_directory(), *([_BOOT] if os.geteuid() == 0 else [])]
 
 
 def _directories() -> list[Path]:
-    """Where sockets may be that we can use."""
+    """All directories with sockets that we may use."""
     return [*_trusted(), *(sorted(_USERS.glob("*/lazyfs")) if os.geteuid() == 0 else [])]

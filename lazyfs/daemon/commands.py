@@ -1,6 +1,6 @@
-"""The commands that a running daemon takes over its control socket.
+"""The commands that a daemon accepts on its control socket.
 
-docs/control.rst describes each, with the fields of its answer.
+docs/control.rst describes each command and the fields of its answer.
 """
 
 import contextlib
@@ -36,11 +36,13 @@ async def _nothing_to_hand_over(image: Image) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """The front end of a daemon. ``kind``: "fuse", "loop", "nbd" or "serve"; ``places``: the mount
-    point, the device, or all URIs.
+    """The front end of a daemon.
 
-    ``end``: have the daemon end, unless it is in use; raises a LazyfsError then. ``hand_over``:
-    move what stands on a complete image to its copy; raises a LazyfsError where that cannot be.
+    ``kind``: "fuse", "loop", "nbd" or "serve".
+    ``places``: the mount point, the device, or all URIs.
+    ``end``: ends the daemon; raises a LazyfsError if it is in use.
+    ``hand_over``: moves the loop devices on a complete image to its copy; raises a LazyfsError if
+    that is impossible.
     """
 
     kind: str
@@ -55,9 +57,9 @@ def serve_control(
     nursery: trio.Nursery,
     closing: contextlib.AsyncExitStack,
 ) -> None:
-    """Answer over a control socket, until ``nursery`` is cancelled; ``closing`` takes it away.
+    """Serve a control socket until ``nursery`` is cancelled; ``closing`` removes it.
 
-    Without a socket the daemon works as well; so what stands against one is only said.
+    The daemon works without a control socket too, so a failure to make one is only a warning.
     """
     try:
         listener = closing.enter_context(listening_at(own_socket()))
@@ -73,13 +75,13 @@ class Commands:
     """The commands of one daemon."""
 
     def __init__(self, front: FrontEnd, stack: Stack, recent: Iterable[str]) -> None:
-        """``recent``: the last lines of the log, at any time."""
+        """``recent``: a live view of the last lines of the log."""
         self._front = front
         self._stack = stack
         self._recent = recent
 
     def handlers(self) -> Mapping[str, Handler]:
-        """What to call for which command."""
+        """The handlers, by command."""
         return {
             "status": self._status,
             "map": self._map,
@@ -106,7 +108,7 @@ class Commands:
         }
 
     async def _map(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """What is here and what is coming, in at most ``cells`` parts of equal length."""
+        """Local and incoming data, in at most ``cells`` parts of equal length."""
         cells = fields.get("cells", 1024)
         if not isinstance(cells, int) or not 1 <= cells <= MOST_CELLS:
             raise ControlError(
@@ -115,18 +117,18 @@ class Commands:
         return {"images": [_mapped(image, cells) for image in self._picked(fields)]}
 
     async def _log(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """The last lines."""
+        """The last lines of the log."""
         return {"lines": list(self._recent)}
 
     async def _fill(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """Fetch all the rest, too."""
+        """Start filling the cache."""
         for image in self._picked(fields):
             image.cache.resume()
             await image.fill()
         return {}
 
     async def _pause(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """Fetch nothing that nobody waits for."""
+        """Stop background fetches."""
         for image in self._picked(fields):
             image.cache.pause()
         return {}
@@ -137,7 +139,7 @@ class Commands:
         return {}
 
     async def _rate(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """The most that the fill may fetch in a second: "10M/s", or null for no limit."""
+        """Limit the rate of the fill: "10M/s", or null for no limit."""
         text = fields.get("rate")
         rate = None if text is None else parse_rate(str(text))
         for image in self._picked(fields):
@@ -145,7 +147,7 @@ class Commands:
         return {"rate": rate}
 
     async def _preload(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """Fetch what ``patterns`` name of an ISO, or what a ``profile`` holds, before the rest."""
+        """Preload the files of an ISO that match ``patterns``, or the ranges in a ``profile``."""
         patterns, profile = fields.get("patterns", []), fields.get("profile")
         if not isinstance(patterns, list) or not isinstance(profile, str | None):
             raise ControlError(
@@ -167,7 +169,7 @@ class Commands:
         return {"bytes": asked_for}
 
     async def _record(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """Write down in a file what is used from now on, as a profile; or stop that, with null."""
+        """Record what is read from now on into a profile, the file ``file``; null stops that."""
         file = fields.get("file")
         if not isinstance(file, str | None):
             raise ControlError("a profile is written to a file", 'send "file": its path, or null')
@@ -185,7 +187,7 @@ class Commands:
         return {}
 
     async def _hand_over(self, fields: dict[str, Any]) -> Mapping[str, Any]:
-        """Move what stands on complete images to their copies."""
+        """Move the loop devices on complete images to their copies."""
         found = [
             outcome
             for image in self._picked(fields)
@@ -194,12 +196,12 @@ class Commands:
         return {"devices": [asdict(outcome) for outcome in found]}
 
     async def _stop(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """End, unless somebody needs it."""
+        """End, unless in use."""
         await self._front.end()
         return {}
 
     def _picked(self, fields: dict[str, Any]) -> Sequence[Image]:
-        """The image that is named, or all. Raises ControlError."""
+        """The named image, or all. Raises ControlError."""
         name = fields.get("image")
         if name is None:
             return self._stack.images
@@ -211,7 +213,7 @@ class Commands:
 
 
 def _described(image: Image) -> dict[str, Any]:
-    """An image for a status. What is counted is of its source; ``view`` is what readers see."""
+    """An image's status. Statistics count bytes of its source; ``view`` is what readers see."""
     state, statistics, now = image.cache.state(), image.cache.statistics(), trio.current_time()
     left = statistics.size - statistics.cached
     flow = min(state.flow, state.fill_rate or state.flow)

@@ -1,6 +1,6 @@
-"""The control socket: asks of a running daemon are answered here, one line for each.
+"""The control socket of a daemon: one line per command, one line per answer.
 
-What a command does is not known here: handlers are given. The protocol is ``protocols/control.py``.
+The commands themselves are handlers, passed in. The protocol is ``protocols/control.py``.
 """
 
 import logging
@@ -19,18 +19,19 @@ from lazyfs.protocols import control
 
 log = logging.getLogger(__name__)
 
-MOST_CLIENTS = 32  # at once; another one waits
-_PATIENCE = 60.0  # seconds in which a client has to say its next line, or to take an answer
+MOST_CLIENTS = 32  # served at once; further ones wait
+_PATIENCE = 60.0  # seconds a client has to send its next line, or to take an answer
 
 Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 
 
 @contextmanager
 def listening_at(path: Path) -> Iterator[socket.socket]:
-    """A socket at ``path``, for its owner alone, as long as the block lasts. Raises ControlError.
+    """A socket at ``path``, accessible to its owner only, while the block runs.
 
-    The directory is made, for its owner alone, and goes with its last socket (but for root's, where
-    other things lie, too). What lies at ``path`` is a dead daemon's, and replaced.
+    The directory is made, accessible to its owner only, and removed with its last socket (except
+    root's, which has other files too). An existing ``path`` is left over from a dead daemon, and
+    replaced. Raises ControlError.
     """
     try:
         _make_own(path.parent)
@@ -54,12 +55,12 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
         listener.close()
         path.unlink(missing_ok=True)
         if os.geteuid() != 0:
-            with suppress(OSError):  # others are in it
+            with suppress(OSError):  # it contains other sockets
                 path.parent.rmdir()
 
 
 def _make_own(directory: Path) -> None:
-    """Make a directory in which nobody else can put anything. Raises OSError, ControlError."""
+    """Make a directory in which only its owner can create files. Raises OSError, ControlError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = directory.lstat()
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
@@ -68,9 +69,9 @@ def _make_own(directory: Path) -> None:
 
 
 class ControlServer:
-    """Answers clients by ``handlers``: what to call for which command, with the other fields.
+    """Answers clients with ``handlers``, by command, each called with the other fields.
 
-    A handler says what came of it, or raises a LazyfsError, which is told to the client.
+    A handler returns the fields of the answer, or raises a LazyfsError, which goes to the client.
     """
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
@@ -78,14 +79,14 @@ class ControlServer:
         self._places = trio.Semaphore(MOST_CLIENTS)
 
     async def listen(self, listener: socket.socket) -> None:
-        """Answer whoever comes, until cancelled."""
+        """Accept and answer clients, until cancelled."""
         own = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await trio.serve_listeners(self.attend, [own])
 
     async def attend(self, stream: trio.abc.Stream) -> None:
-        """Answer one client, until it goes, or says nothing for too long."""
+        """Answer one client, until it disconnects or is silent for too long."""
         async with self._places, stream:
-            with suppress(trio.BrokenResourceError):  # it has gone: it may
+            with suppress(trio.BrokenResourceError):  # the client has disconnected
                 await self._converse(stream)
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
@@ -119,7 +120,7 @@ class ControlServer:
 
 
 async def _line(stream: trio.abc.Stream, received: bytearray) -> bytes | None:
-    """The next line; None when there is none, or one without an end."""
+    """The next line; None at the end, or if the line is too long or has no newline."""
     while (end := received.find(b"\n")) < 0:
         piece = await stream.receive_some(4096)
         if not piece or len(received) > control.LONGEST:

@@ -1,4 +1,4 @@
-"""Being ready: the shell gets its prompt back, or systemd is told, and the work goes on."""
+"""Daemonizing and readiness: the shell gets its prompt back, or systemd is notified."""
 
 import logging
 import os
@@ -19,17 +19,17 @@ def run_daemon(work: Callable[[Ready], int], *, foreground: bool) -> int:
 
 
 def tell_ready() -> None:
-    """Tell the service manager, if there is one that wants to know."""
+    """Notify the service manager of readiness, if there is one."""
     _tell("READY=1", "that we are ready")
 
 
 def tell_failure(why: str) -> None:
-    """Tell the service manager why we end: a line, which ``systemctl status`` shows."""
+    """Notify the service manager of the reason for ending: a line for ``systemctl status``."""
     _tell(f"STATUS={why}", "why we end")
 
 
 def _tell(state: str, what: str) -> None:
-    """Send a line of sd_notify(3)."""
+    """Send a line in the protocol of sd_notify(3)."""
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place.startswith(("/", "@")):
         return
@@ -44,10 +44,11 @@ def _tell(state: str, what: str) -> None:
 def run_in_background(work: Callable[[Ready], int]) -> int:
     """Run ``work`` in a process of its own; returns the exit code for the shell.
 
-    ``work`` calls its argument once, when it is ready: the caller then returns 0 and the work goes
-    on in a session of its own, without a terminal. If it ends before that, its own exit code is
+    ``work`` calls its argument once, when it is ready: this function then returns 0, and the work
+    continues in its own session, without a terminal. If ``work`` ends before that, its exit code is
     returned. Until then it shares our stderr, and our process group: at a mount point of
-    systemd.automount(5), who is not in systemd's waits for the mount, and so would wait for itself.
+    systemd.automount(5), processes outside systemd's group wait for the mount, so the daemon would
+    wait for itself.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -60,14 +61,14 @@ def run_in_background(work: Callable[[Ready], int]) -> int:
             if pipe.read(1):
                 return 0
         except KeyboardInterrupt:
-            os.kill(child, signal.SIGTERM)  # which heeds no Ctrl-C
+            os.kill(child, signal.SIGTERM)  # it ignores SIGINT
             os.waitpid(child, 0)
             raise
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent hears it, and tells us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent receives it, and terminates us
     os.chdir("/")
     os.umask(0o077)
 
@@ -84,7 +85,7 @@ def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
     try:
         code = work(ready)
     except BaseException:
-        # A defect, since work reports what it foresees. Once detached, the log has it.
+        # A defect, since work reports expected errors. Once detached, only the log shows it.
         log.exception("lazyfs failed in an unforeseen way")
     finally:
         sys.stderr.flush()

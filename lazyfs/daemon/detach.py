@@ -1,6 +1,6 @@
-"""Detaching from outside of the daemon, and saying who is in the way.
+"""Detaching a device from outside its daemon, and reporting the processes that hold it.
 
-Apart from ``attach.py``, so that it needs no event loop.
+Separate from ``attach.py``, so that it needs no event loop.
 """
 
 from contextlib import closing
@@ -12,9 +12,9 @@ from lazyfs.system.holders import holders
 
 
 def detach(device: str) -> None:
-    """Detach an NBD device that nobody uses; its daemon ends by itself.
+    """Detach an unused NBD device; its daemon then ends by itself.
 
-    One that is in use is left alone: it would be neither attached nor free until the last user has
+    A device in use is left alone: it would be neither attached nor free until its last user has
     closed it. Raises DeviceError.
     """
     index = index_of(device)

@@ -1,11 +1,11 @@
 """Hand-over: when an image is complete, loop devices on its file move to the local copy.
 
-A read-only loop device lets its backing file be changed under a mounted filesystem. From then on
-reads run at the speed of the local disk, and the daemon is no longer needed for them.
+The backing file of a read-only loop device can be changed under a mounted filesystem. Reads then
+run at the speed of the local disk, without the daemon.
 
 A view that is a part of its image moves to a second loop device, which shows that part of the copy:
-the first one cannot be given an offset and another file in one step, and between two steps it would
-show wrong bytes.
+the offset and the file of the first one cannot be changed in one step, and between two steps it
+would show wrong bytes.
 """
 
 import logging
@@ -27,14 +27,14 @@ from lazyfs.system.loopdevice import (
     stands_on,
 )
 
-LOOK_EVERY = 2.0  # seconds between two looks for loop devices; sysfs is asked, and nobody else
+LOOK_EVERY = 2.0  # seconds between two searches for loop devices, which only read sysfs
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one loop device. ``stays``: why it was not moved; empty if it was."""
+    """The result for one loop device. ``stays``: why it was not moved; empty if it was."""
 
     device: str
     stays: str = ""
@@ -42,8 +42,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """The file that holds an image once it is complete. ``window``: the bytes of it that the view
-    is; None for all of them.
+    """The file that contains an image once it is complete.
+
+    ``window``: the bytes of it that make up the view; None for all of them.
     """
 
     file: Path
@@ -51,7 +52,7 @@ class LocalCopy:
 
     @classmethod
     def of(cls, image: Image) -> "LocalCopy | None":
-        """The copy of an image's view; None if there is none on disk that could take over."""
+        """The copy of an image's view; None if no file on disk could take over."""
         if image.data_file is None or image.window is None:
             return None
         return cls(image.data_file, image.window if image.layers else None)
@@ -59,10 +60,10 @@ class LocalCopy:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An image as the file that others see.
+    """An image and the file that shows it.
 
-    ``copy``: None if nothing could take over. ``filesystem``: major:minor of the mount that
-    ``file`` lies on.
+    ``copy``: None if nothing could take over.
+    ``filesystem``: major:minor of the mount with ``file``.
     """
 
     image: Device
@@ -72,9 +73,9 @@ class ExportedFile:
 
 
 async def hand_over_when_complete(exported: ExportedFile) -> None:
-    """While an image is complete, move the loop devices on its file to the local copy.
+    """Move the loop devices on an image's file to the local copy, once it is complete.
 
-    Those that are set up later, too: until cancelled.
+    Runs until cancelled, for loop devices that are set up later.
     """
     if exported.copy is None:
         return
@@ -89,7 +90,7 @@ async def hand_over_when_complete(exported: ExportedFile) -> None:
 
 
 async def hand_over(exported: ExportedFile) -> list[Outcome]:
-    """Move the loop devices on the file of an image now; says what became of each.
+    """Move the loop devices on the file of an image now; returns the outcome for each.
 
     Raises ControlError if the image is not complete, or has no copy.
     """
@@ -107,13 +108,13 @@ async def hand_over(exported: ExportedFile) -> list[Outcome]:
 
 
 async def _moved(exported: ExportedFile, device: str, copy: LocalCopy) -> Outcome:
-    """Move one loop device to ``copy``, unless it has to stay, or the image is not complete."""
+    """Move one loop device to ``copy``, unless it must stay or the image is not complete."""
 
     def still_complete() -> bool:
         return trio.from_thread.run(_is_complete, exported.image)
 
     try:
-        # In a thread: the kernel waits for reads under way, which this very loop answers.
+        # In a thread: the kernel waits for reads in flight, which this event loop answers.
         stays = await trio.to_thread.run_sync(
             _hand_over, device, exported.filesystem, copy, still_complete
         )
@@ -124,7 +125,7 @@ async def _moved(exported: ExportedFile, device: str, copy: LocalCopy) -> Outcom
 
 
 async def _is_complete(image: Device) -> bool:
-    with trio.move_on_after(0.5):  # which a complete one does not need
+    with trio.move_on_after(0.5):  # a complete image returns at once
         await image.wait_complete()
         return True
     return False
@@ -133,7 +134,7 @@ async def _is_complete(image: Device) -> bool:
 def _hand_over(
     device: str, filesystem: str, copy: LocalCopy, still_complete: Callable[[], bool]
 ) -> str:
-    """Move a loop device; returns why it stays, or nothing if it was moved. Raises OSError."""
+    """Move a loop device; returns why it stays, empty if it was moved. Raises OSError."""
     if not stands_on(device, filesystem):
         return "it stands on something else"
     if kinds := kinds_that_would_die(device):

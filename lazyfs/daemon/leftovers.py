@@ -1,7 +1,7 @@
-"""Mounts of ``lazyfs loop`` whose daemon was killed: finding and removing them.
+"""Finding and removing mounts of ``lazyfs loop`` whose daemon was killed.
 
-Each lies in a directory of its own below ``RUNTIME``. While a loop device stands on one, it can be
-repaired and is left alone.
+Each is on its own directory below ``RUNTIME``. While a loop device uses one, it can be repaired,
+and is left alone.
 """
 
 import errno
@@ -20,16 +20,16 @@ RUNTIME = Path("/run/lazyfs")
 
 
 def answers(file: Path) -> bool:
-    """Whether a daemon serves this file. Opening asks it; stat(2) may be answered by the kernel."""
+    """Whether a daemon serves this file. Tested by open(2): the kernel may answer stat(2)."""
     try:
         os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:  # of a dead mount; or it has been unmounted, and the path is gone
+    except OSError as error:  # a dead mount; or it was unmounted, and the path is gone
         return error.errno not in (errno.ENOTCONN, errno.ENOENT, errno.ECONNABORTED)
     return True
 
 
 def clear_away() -> None:
-    """Remove what dead daemons left behind and nobody uses."""
+    """Remove the unused mounts of dead daemons."""
     for mounted in all_mounts():
         place = mounted.mountpoint
         ours = mounted.kind == KIND and place.parent == RUNTIME

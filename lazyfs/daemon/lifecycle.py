@@ -1,13 +1,13 @@
-"""The life of a daemon: one order in which all of them begin, are steered, and end.
+"""The life cycle of a daemon, the same for all front ends.
 
 1. The images are opened, and fetching starts.
-2. The front end comes up (``Daemon.begin``) and serves.
-3. From here on signals are heard.
+2. The front end starts (``Daemon.begin``) and serves.
+3. Signals are handled from here on.
 4. Preloads start, and the control socket answers.
-5. The last steps before users may come (``Daemon.finish``).
-6. The log goes to its destination, and whoever started the daemon is told that it is ready.
-7. The end: a signal, a command, or the front end's own (``Life.end``, ``Life.fail``).
-8. The front end closes, then the images are saved. A signal that comes meanwhile is ignored.
+5. The last steps before readiness (``Daemon.finish``).
+6. The log goes to its destination, and the starter of the daemon is notified of readiness.
+7. The end: by a signal, a command, or the front end itself (``Life.end``, ``Life.fail``).
+8. The front end closes, then the images are saved. Signals during this are ignored.
 """
 
 import contextlib
@@ -37,8 +37,9 @@ Report = Callable[[LazyfsError], int]
 class Life:
     """One run of a daemon.
 
-    ``closing``: closes the front end, before the images are saved. ``ready``: set when users have
-    been told that they may come. ``exit_code``: for the shell.
+    ``closing``: closes the front end, before the images are saved.
+    ``ready``: set once readiness has been announced.
+    ``exit_code``: for the shell.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Life:
 
 
 class Daemon(ABC):
-    """What a daemon does with its images.
+    """The part of a daemon that is specific to its front end.
 
-    ``begun``: what is logged of each image at the beginning, between its URL and its place.
-    ``ended``: what is logged in the end, when all is saved. Empty for nothing.
+    ``begun``: logged for each image at the start, between its URL and its place; empty for nothing.
+    ``ended``: logged at the end, when everything is saved; empty for nothing.
     """
 
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
@@ -74,34 +75,34 @@ class Daemon(ABC):
 
     @abstractmethod
     async def begin(self, life: Life) -> FrontEnd:
-        """Bring the front end up, and start to serve. Raises a LazyfsError."""
+        """Start the front end, and serve. Raises a LazyfsError."""
 
     async def finish(self, life: Life) -> None:  # noqa: B027  # most have nothing left to do
-        """What is left to do before users are told that they may come. Raises a LazyfsError."""
+        """The last steps before readiness is announced. Raises a LazyfsError."""
 
     def clean_up(self) -> None:  # noqa: B027
-        """Remove what is left, however the daemon has ended; the last of its actions."""
+        """Remove leftovers, however the daemon has ended; called last."""
 
     @abstractmethod
     async def signalled(self, number: int, life: Life) -> None:
-        """A signal has come: end, or say why not. The next one is heard after this."""
+        """Handle a signal: end, or log why not. The next signal is handled after this."""
 
 
 def run(options: DaemonOptions, report: Report, daemon: Daemon) -> int:
     """Run a daemon, here or in the background; returns the exit code for the shell.
 
-    ``report`` tells the user of an error that comes before it is ready, and returns the exit code.
+    ``report`` shows the user an error that occurs before readiness, and returns the exit code.
     """
 
     def work(ready: Ready) -> int:
-        # Until it is ready, the user sees stderr, and is told of warnings there.
+        # Until readiness, warnings go to stderr, which the user sees.
         level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
         logs.use(logs.terminal(options.log), level)
         try:
             code = run_to_the_end(_live, options, daemon, ready)
         except LazyfsError as error:
             if options.foreground:
-                # While a service waits for its next attempt, systemctl shows nothing of its log.
+                # While a service waits for a restart, systemctl does not show its log.
                 tell_failure(printable(str(error)))
             return report(error)
         finally:
@@ -114,7 +115,7 @@ def run(options: DaemonOptions, report: Report, daemon: Daemon) -> int:
 
 
 async def _live(options: DaemonOptions, daemon: Daemon, ready: Ready) -> int:
-    """Live through all of it; returns the exit code. Raises a LazyfsError."""
+    """Run the whole life cycle; returns the exit code. Raises a LazyfsError."""
     if options.system:
         rootstorage.harden()
     async with contextlib.AsyncExitStack() as saved, open_stack(options) as stack:
@@ -149,5 +150,5 @@ async def _hear(daemon: Daemon, signals: AsyncIterator[int], life: Life) -> None
 
 
 async def end_by_signal() -> None:
-    """End as on SIGTERM."""
+    """End the daemon, as on SIGTERM."""
     signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Where log lines go: stderr while somebody looks at it, else the system log or a file."""
+"""Log destinations: stderr while a user sees it, else the system log or a file."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ _REQUEST = "REQUEST"  # the level's name
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, message; error with its traceback."""
+    """One JSON object per line: time (ISO 8601, UTC), level, message; error with its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -40,7 +40,7 @@ class _Json(logging.Formatter):
 
 
 class _Plain(logging.Formatter):
-    """Lines whose messages cannot command a terminal, whatever a server or an image put in."""
+    """Lines without terminal control sequences, which servers and images could put in."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
@@ -48,21 +48,21 @@ class _Plain(logging.Formatter):
 
 
 class _Syslog(logging.handlers.SysLogHandler):
-    """Knows our own level, too."""
+    """A handler that also knows our own level."""
 
     priority_map: ClassVar = {**logging.handlers.SysLogHandler.priority_map, _REQUEST: "debug"}
 
 
 def terminal(options: LogOptions) -> logging.Handler:
-    """A handler for the terminal of the person who started us."""
+    """A handler for the user's terminal."""
     return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
 
 
 def destination(daemon: DaemonOptions) -> logging.Handler:
-    """A handler for where a daemon logs to while images are served.
+    """A handler for a daemon's log destination while it serves.
 
-    That is the file that the user named; else the terminal, when it stays in the foreground; else
-    syslog or the journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
+    This is the file named by the user; else, in the foreground, the terminal; else syslog or the
+    journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
     """
     options = daemon.log
     if options.file is None and daemon.foreground:
@@ -83,7 +83,7 @@ def destination(daemon: DaemonOptions) -> logging.Handler:
 
 
 def use(handler: logging.Handler, level: int) -> None:
-    """Log from ``level`` on, to this handler alone. Other libraries are heard from WARNING on."""
+    """Log to this handler only: ours from ``level`` on, other libraries from WARNING on."""
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -108,7 +108,7 @@ class _Remembering(logging.Handler):
 
 @contextmanager
 def remembering() -> Iterator[Iterable[str]]:
-    """The last lines that were logged since the block began, as they are at any time."""
+    """A live view of the last lines logged since the block began."""
     handler = _Remembering()
     ours = logging.getLogger("lazyfs")
     ours.addHandler(handler)

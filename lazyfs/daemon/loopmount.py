@@ -1,9 +1,9 @@
 """``lazyfs loop``: an image's filesystem mounted in one step, through a loop device.
 
-The image is mounted in a directory of lazyfs's own, a loop device stands on it, and the filesystem
-on that is mounted for the user. When the user unmounts it, the loop device goes, and with it the
-only user of the image: the daemon ends. When the image is complete, the loop device is handed over
-to the local copy, and the daemon ends while the mount stays.
+The image is mounted in a private directory, a loop device is set up on it, and the filesystem on
+the loop device is mounted for the user. When the user unmounts it, the loop device is detached; the
+image then has no users, and the daemon ends. When the image is complete, the loop device is handed
+over to the local copy, and the daemon ends while the mount stays.
 """
 
 import os
@@ -31,7 +31,11 @@ from lazyfs.system.mountinfo import mount_on
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """What is mounted on the loop device, and how. ``kind``: of filesystem, None for any."""
+    """How the filesystem on the loop device is mounted.
+
+    ``kind``: its type; None to detect it.
+    ``repair``: whether to revive the loop device of a dead daemon.
+    """
 
     filesystem_options: tuple[str, ...] = ()
     kind: str | None = None
@@ -61,7 +65,7 @@ def loop_mount(
         else:
             await trio.to_thread.run_sync(_revive, dead, file)
 
-    # What is revived must not find another version of the image under it.
+    # The revived filesystem must not see another version of the image.
     if loop.repair:
         cache = replace(options.cache, on_change=OnChange.FAIL, must_exist=True)
         options = replace(options, cache=cache)
@@ -76,11 +80,11 @@ def _attach_and_mount(file: Path, mountpoint: Path, loop: LoopOptions) -> None:
         options = ",".join(("ro", *loop.filesystem_options))
         programs.run("mount", [*kind, "-o", options, device, mountpoint])
     finally:
-        detach(device)  # which, once it is mounted, means: when it is unmounted
+        detach(device)  # once it is mounted, deferred until it is unmounted
 
 
 def _dead_device(mountpoint: Path) -> str:
-    """The loop device mounted there, whose daemon is gone. Raises MountError."""
+    """The loop device mounted there, whose daemon is dead. Raises MountError."""
     mounted = mount_on(mountpoint)
     device = mounted.source if mounted else ""
     file = backing_file(device) if device.startswith("/dev/loop") else None

@@ -1,7 +1,6 @@
-"""What daemons say of themselves, as metrics in Prometheus's text format.
+"""The status of daemons as metrics in Prometheus's text format.
 
-It is made from ``lazyfs status``, here and not in the daemon: who is not watched by Prometheus has
-no library for it in memory.
+Made from ``lazyfs status``, outside the daemon, so that daemons do not load Prometheus's library.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ _LABELS = ("where", "image", "url")
 
 
 class _Meaning(NamedTuple):
-    """A metric: its name without prefix, its unit's suffix included; and the field it shows."""
+    """A metric: its name (without prefix, with the unit), the status field, and its help text."""
 
     name: str
     field: str
@@ -50,7 +49,7 @@ _COUNTERS = (
 
 
 def as_text(daemons: Iterable[Daemon]) -> str:
-    """All metrics of these, in Prometheus's text format (version 0.0.4)."""
+    """All metrics of these daemons, in Prometheus's text format (version 0.0.4)."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Images(daemons))
     text: str = generate_latest(registry).decode()

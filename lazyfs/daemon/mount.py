@@ -1,4 +1,4 @@
-"""The life of a mount: start, ready, signals, unmount."""
+"""The life cycle of a mount: start, readiness, signals, unmount."""
 
 import contextlib
 import errno
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.core import address
 from lazyfs.core.device import Device
 from lazyfs.core.errors import ControlError, MountError, UsageError
 from lazyfs.core.options import MountOptions
@@ -43,11 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Consumer:
-    """The one use that a mount is made for.
+    """The single consumer of a private mount.
 
-    ``begin`` is called when the image can be read, and before the caller is told so; when what it
-    has opened is closed again, the mount ends, and its mount point, which belongs to it, is
-    removed. ``front_end`` and ``where``: what the user knows of it.
+    When every file that ``begin`` opened is closed again, the mount ends, and its mount point is
+    removed.
+
+    ``begin``: called when the image is readable, before readiness is announced.
+    ``front_end``, ``where``: the front end and the place that the user sees.
     """
 
     begin: Callable[[], Awaitable[None]]
@@ -65,7 +66,10 @@ def mount(options: MountOptions, report: Report, consumer: Consumer | None = Non
 
 
 def check_mountpoint(options: MountOptions) -> None:
-    """Refuse early, with the reason, what FUSE would refuse late and darkly. Raises MountError."""
+    """Refuse early, with a clear reason, what FUSE would refuse late. Raises MountError.
+
+    Raises UsageError if the mount point is a file that cannot show this.
+    """
     mountpoint = options.mountpoint
     try:
         mode = mountpoint.stat().st_mode
@@ -92,7 +96,7 @@ def check_mountpoint(options: MountOptions) -> None:
 
 
 class _Mounted(Daemon):
-    """Images that are mounted."""
+    """A mount with its images."""
 
     begun = "is mounted on"
 
@@ -105,11 +109,11 @@ class _Mounted(Daemon):
 
     async def begin(self, life: Life) -> FrontEnd:
         options, consumer = self._options, self._consumer
-        # Asked of our own mount, from the loop that serves it, this would wait for itself.
+        # Later, on our own mount, this call would wait for the event loop that makes it.
         single = self._mountpoint.is_file()
         images = life.stack.images
         filesystem = await _filesystem(options, images, single, consumer is not None)
-        self._fuse = FuseMount(self._mountpoint, filesystem, _fuse_options(options))
+        self._fuse = FuseMount(self._mountpoint, filesystem, _fuse_options(options, images))
         life.closing.callback(self._fuse.close)
         life.nursery.start_soon(self._answer, life)
         self._exported = {} if options.browse else self._files_of(images, single)
@@ -128,10 +132,9 @@ class _Mounted(Daemon):
             life.nursery.start_soon(hand_over_when_complete, file)
 
     async def signalled(self, number: int, life: Life) -> None:
-        """End, unless a loop device would lose its file: say so, and wait until it is gone.
+        """End; but if a loop device would lose its file, log that and wait until it is detached.
 
-        A second signal ends it all the same, and so does the first while nobody has been told yet
-        that the mount may be used.
+        A second signal ends the daemon regardless, and so does the first one before readiness.
         """
         loops = loops_below(self._mountpoint)
         if not loops or self._warned or not life.ready.is_set():
@@ -158,7 +161,7 @@ class _Mounted(Daemon):
         life.end()
 
     async def _end_if_unused(self) -> None:
-        """End as on a signal. Raises ControlError if anybody would be in the way."""
+        """End as on a signal. Raises ControlError if the mount is in use."""
         holders = await trio.to_thread.run_sync(_holders, self._mountpoint)
         if holders:
             raise ControlError(f"it is in use: {'; '.join(holders)}", "end that first")
@@ -170,7 +173,7 @@ class _Mounted(Daemon):
         return await hand_over(self._exported[image.name])
 
     def _files_of(self, images: Sequence[Image], single: bool) -> dict[str, ExportedFile]:
-        """The files of this mount that are images, by the images' names."""
+        """The image files of this mount, by image name."""
         return {
             image.name: ExportedFile(
                 image.device,
@@ -190,11 +193,11 @@ class _Mounted(Daemon):
 async def _filesystem(
     options: MountOptions, images: Sequence[Image], single: bool, for_ever: bool
 ) -> ReadOnlyFilesystem:
-    """What to mount: the images, or the tree in the only one. Raises a LazyfsError.
+    """The filesystem to mount: the images, or the tree in the only one. Raises a LazyfsError.
 
-    ``single``: the mount point itself is to be the image. ``for_ever``: the kernel may remember
-    sizes, and so knows them when we are dead. That is what the repair of a loop device needs: its
-    size is compared with the dead file's.
+    ``single``: the mount point itself is to be the image.
+    ``for_ever``: the kernel may cache sizes, and so knows them after our death. The repair of a
+    loop device needs this: its size is compared with the dead file's.
     """
     files = [ImageFile(i.name, i.device, i.url, i.view_id, i.mtime) for i in images]
     if options.browse:
@@ -205,18 +208,17 @@ async def _filesystem(
 
 
 def _reader(device: Device, node: Node) -> Callable[[int, int], Awaitable[bytes]]:
-    """What reads the content of a file in the tree of an image. Raises ImageError."""
+    """A reader of the content of a file in an image's tree. Raises ImageError."""
     return Content(device, Tree.extents_of(node, node.name)).read
 
 
-def _fuse_options(options: MountOptions) -> set[str]:
+def _fuse_options(options: MountOptions, images: Sequence[Image]) -> set[str]:
     """The options for the kernel and fusermount3.
 
-    Who browses alone may read whatever is in the image: it came over his own connection. Where
-    others may look in as well, modes and owners count.
+    A user who browses alone may read everything in the image, which came over their own connection.
+    With other users, modes and owners are enforced.
     """
-    images = options.images
-    what = address.shown(images[0].url) if len(images) == 1 else "lazyfs"
+    what = images[0].url if len(images) == 1 else "lazyfs"
     what = what.encode("ascii", "replace").decode()
     escaped = what.replace("\\", "\\\\").replace(",", "\\,")
     shown = {f"fsname={escaped}", "subtype=lazyfs", "ro"}

@@ -1,4 +1,4 @@
-"""The life of a server: listen, ready, signals, end."""
+"""The life cycle of an NBD server: listen, readiness, signals, end."""
 
 import contextlib
 import logging
@@ -29,12 +29,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(DaemonOptions):
-    """One server. ``tcp``: address and port. ``allow_plain``: without TLS for other machines too.
+    """One server.
 
-    ``single``: one client, on stdin and stdout, unless a listening socket was passed to us: the
-    brackets of libnbd's tools did the one, and now do the other. ``command``: for the shell; the
-    server ends with it.
-    ``pid_file``: is written when clients may come.
+    ``tcp``: address and port.
+    ``single``: one client, on stdin and stdout, unless a listening socket was passed to us (the
+    brackets of libnbd's tools used to do the former, and now do the latter).
+    ``command``: for the shell; the server ends with it.
+    ``allow_plain``: serve other machines without TLS too.
+    ``pid_file``: written at readiness.
     """
 
     unix: Path | None = None
@@ -49,9 +51,9 @@ class ServeOptions(DaemonOptions):
 def serve(options: ServeOptions, report: Report) -> int:
     """Serve; returns the exit code for the shell.
 
-    In the background, unless ``options.foreground`` or a client is there already: on stdin, as a
-    command, or behind a listening socket that was passed to us. ``report`` tells the user of an
-    error that comes before clients are answered, and says the exit code for it.
+    In the background, unless ``options.foreground`` or the client already exists: on stdin, as a
+    command, or behind a passed listening socket (socket activation). ``report``: see
+    ``lifecycle.run``. Raises UsageError if there is nowhere to serve.
     """
     passed = passed_sockets()
     if not (options.unix or options.tcp or options.single or options.command or passed):
@@ -65,7 +67,7 @@ def serve(options: ServeOptions, report: Report) -> int:
 
 @contextmanager
 def _listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
-    """The sockets that were asked for; for a command alone, one that nobody else can find."""
+    """The requested sockets; for a command only, a private one."""
     with contextlib.ExitStack() as closing:
         listeners = []
         path = options.unix
@@ -81,7 +83,7 @@ def _listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
 
 
 class _Served(Daemon):
-    """Images that are served."""
+    """A server with its images."""
 
     signals = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
@@ -91,7 +93,7 @@ class _Served(Daemon):
         passed: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
     ) -> None:
-        """``passed``: sockets that were opened for us."""
+        """``passed``: listening sockets from socket activation."""
         self._options = options
         self._passed = passed
         self._tls = tls
@@ -115,7 +117,7 @@ class _Served(Daemon):
         return FrontEnd("serve", tuple(self._uris(images, self._listeners)), end_by_signal)
 
     async def finish(self, life: Life) -> None:
-        """Say that clients may come, and where. Raises ServeError."""
+        """Write the PID file, and print the URIs. Raises ServeError."""
         options = self._options
         if options.pid_file is not None:
             life.closing.callback(options.pid_file.unlink, missing_ok=True)
@@ -135,13 +137,13 @@ class _Served(Daemon):
         life.end()
 
     def _uris(self, images: Sequence[Image], listeners: Sequence[socket.socket]) -> list[str]:
-        """Where each image is, on each of these sockets."""
+        """The URI of each image on each of these sockets."""
         names = [image.name for image in images] if len(images) > 1 else [""]
         tls = self._tls is not None
         return [uri(listener, name, tls=tls) for listener in listeners for name in names]
 
     async def _serve_stdin(self, server: NbdServer, life: Life) -> None:
-        """Serve the one client on stdin and stdout; nothing else may be printed to it."""
+        """Serve the one client on stdin and stdout; nothing else may be printed there."""
         receive, send = os.dup(0), os.dup(1)
         os.dup2(2, 1)
         stream = trio.StapledStream(trio.lowlevel.FdStream(send), trio.lowlevel.FdStream(receive))
@@ -149,7 +151,7 @@ class _Served(Daemon):
         life.end()
 
     async def _run_command(self, command: str, life: Life) -> None:
-        """Let the shell run a command that finds the server by its environment; end with it."""
+        """Run a shell command that finds the server through its environment; end with it."""
         listener = self._listeners[0]
         env = {**os.environ, "uri": uri(listener, tls=self._tls is not None)}
         if listener.family == socket.AF_UNIX:

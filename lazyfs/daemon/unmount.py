@@ -1,6 +1,6 @@
-"""Unmounting from outside of the daemon, and saying who is in the way.
+"""Unmounting from outside the daemon, and reporting the processes that hold the mount.
 
-Apart from ``mount.py``, so that it needs neither FUSE's library nor an event loop.
+Separate from ``mount.py``, so that it needs neither FUSE's library nor an event loop.
 """
 
 import os
@@ -15,7 +15,7 @@ from lazyfs.system.mountinfo import KIND, Mounted, all_mounts, mount_on
 
 
 def unmount(mountpoint: Path) -> None:
-    """Unmount what lazyfs mounted there; its daemon ends by itself.
+    """Unmount a mount of lazyfs; its daemon then ends by itself.
 
     Raises MountError, ProgramFailed or ToolMissing.
     """
@@ -52,11 +52,11 @@ def _unmount_fuse(mountpoint: Path) -> None:
 
 
 def _is_loop_of_ours(mounted: Mounted) -> bool:
-    """Whether this is a filesystem on an image of lazyfs: mounted, or complete in its cache."""
+    """Whether this is a filesystem on a lazyfs image: on its mount, or on its complete cache."""
     file = lowest_file(mounted.source) if mounted.source.startswith("/dev/loop") else None
     if file is None:
         return False
     ours = [m.mountpoint for m in all_mounts() if m.kind == KIND]
     meta = (file.parent / "meta.json", file.with_name(file.name + ".json"))
-    cached = any(os.path.exists(path) for path in meta)  # also where a dead mount is in the way
+    cached = any(os.path.exists(path) for path in meta)  # False, not an error, in a dead mount
     return cached or any(file.is_relative_to(mountpoint) for mountpoint in ours)

@@ -1,1 +1,1 @@
-"""What the bytes of an image mean."""
+"""Formats: recognising and decoding partition tables, filesystems and ISO images."""

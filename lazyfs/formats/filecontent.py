@@ -1,4 +1,4 @@
-"""The content of files in an ISO image, straight from where they lie."""
+"""Reading the content of files in an ISO image, directly from their extents."""
 
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -8,11 +8,11 @@ from lazyfs.core.device import Device, Priority
 from lazyfs.core.ranges import Span, clamp
 from lazyfs.formats.tree import HOLE, Extent
 
-STEP = 1 << 20  # bytes that are handed on at a time
+STEP = 1 << 20  # bytes that ``whole`` yields at a time
 
 
 class Content:
-    """A file that lies in ``extents`` of the image behind ``device``."""
+    """A file whose content is in ``extents`` of the image ``device``."""
 
     def __init__(self, device: Device, extents: Sequence[Extent]) -> None:
         self._device = device
@@ -21,12 +21,12 @@ class Content:
         self.size = self._ends[-1] if self._ends else 0
 
     async def read(self, offset: int, length: int) -> bytes:
-        """The bytes at ``offset`` of the file; fewer only at its end. Raises a LazyfsError."""
+        """Read at ``offset`` of the file; fewer bytes only at its end. Raises a LazyfsError."""
         pieces = [await self._read(piece) for piece in self.pieces(offset, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def whole(self) -> AsyncGenerator[bytes, None]:
-        """All of it, in order. It is asked for at once: all of it will be wanted, and no more."""
+        """The whole content, in order. All of its extents are hinted first."""
         for extent in self._extents:
             if extent.offset != HOLE:
                 await self._device.ensure(extent.offset, extent.length, Priority.READAHEAD)
@@ -34,7 +34,7 @@ class Content:
             yield await self.read(offset, STEP)
 
     def pieces(self, offset: int, length: int) -> Iterator[Extent]:
-        """Where these bytes of the file lie."""
+        """The extents of these bytes of the file."""
         wanted = clamp(offset, length, self.size)
         position = wanted.start
         number = bisect_right(self._ends, position)

@@ -1,4 +1,4 @@
-"""What a layer is: a Device on a Device; and how a format says that it makes one."""
+"""Layers (Devices on top of Devices), and how formats open them."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from lazyfs.core.ranges import Span
 
 
 class Layer(NamedTuple):
-    """A Device on a Device. ``text``: the layer as it stands in a URL's fragment.
+    """A Device on top of a Device.
 
+    ``text``: the layer, written as in a URL's fragment.
     ``window``: the bytes of the image below that it shows; None if it shows something else.
     """
 
@@ -21,22 +22,21 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Opening:
-    """How an image is opened through a format.
+    """How to open a layer of a format.
 
-    ``words``: the names in a fragment that stand for it; those that follow each other make up one
-    layer.
+    ``words``: its names in a fragment; consecutive ones make up one layer.
     """
 
     words: tuple[str, ...]
 
     parse: Callable[[Mapping[str, str]], Any]
-    """From the words' values to what the others take as ``arguments``. Raises UsageError."""
+    """Parse the words' values into the arguments of the other functions. Raises UsageError."""
 
     as_text: Callable[[Any], str]
-    """The arguments as they stand in a fragment."""
+    """The arguments, written as in a fragment."""
 
     named: Callable[[str, Any], str]
-    """What the file is called that shows the layer of a file with this name."""
+    """The name of the layer's file, given the name of the file below."""
 
     open: Callable[[Device, Any], Awaitable[Layer]]
-    """Makes the layer. Raises a LazyfsError."""
+    """Open the layer. Raises a LazyfsError."""

@@ -1,19 +1,18 @@
 """The partitions of a disk image: GPT and MBR. Pure.
 
-``read_table`` asks for the bytes that it needs and says what is in them. What is a table, and how
-its partitions are numbered, is as Linux has it:
+``read_table`` requests the bytes that it needs and parses them. Tables are recognised, and their
+partitions numbered, as in Linux:
 
 - GPT: UEFI specification 2.10, section 5.3; kernel, ``block/partitions/efi.c``;
 - MBR: UEFI specification 2.10, section 5.2; kernel, ``block/partitions/msdos.c``;
-- a filesystem's boot sector is told from an MBR as libblkid of util-linux does it
+- a filesystem's boot sector is distinguished from an MBR as in libblkid of util-linux
   (``libblkid/src/partitions/dos.c``, ``superblocks/vfat.c``).
 
-Unlike the kernel it reads what is left of a table whose image was cut off.
+Unlike the kernel, it also reads the remainder of a table in a truncated image.
 """
 
 import binascii
 import struct
-import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -27,13 +26,13 @@ from lazyfs.formats.reading import run
 from lazyfs.formats.slice import SliceDevice
 
 T = TypeVar("T")
-# Yields (offset, length) in bytes, and is sent what is there.
+# Yields (offset, length) in bytes, and is sent the bytes.
 Reads = Generator[tuple[int, int], bytes, T]
 
-HEAD = 6 * 4096  # bytes: the MBR, and a GPT header with 128 entries, whatever the sectors
+HEAD = 6 * 4096  # bytes: the MBR, and a GPT header with 128 entries, for any sector size
 MOST_ENTRIES = 1024
 MOST_BYTES = 256 << 10  # of GPT entries
-MOST_LOGICAL = 100  # as many as the kernel follows
+MOST_LOGICAL = 100  # the kernel's limit
 
 _SECTORS = (512, 4096)  # bytes, of a GPT
 _HEADER = struct.Struct("<8s4L4Q16sQ3L")
@@ -134,12 +133,13 @@ _MBR_TYPES = {
 class Partition:
     """A partition of an image.
 
-    ``number``: as Linux counts; ``start`` and ``length``: bytes, all within the image.
-    ``type``: a name for people, where it is well known, else ``type_id``: the type's GUID in lower
-    case, or ``0x83``.
-    ``name``: the one that the GPT gives it, else empty.
-    ``uuid``: what Linux calls its PARTUUID, in lower case; empty if the MBR has no disk id.
-    ``container``: it only holds the logical partitions.
+    ``number``: as in Linux.
+    ``start``, ``length``: bytes, all within the image.
+    ``type``: a human-readable name if well known, else ``type_id``.
+    ``type_id``: the type's GUID in lower case, or like ``0x83``.
+    ``name``: from the GPT; empty in an MBR.
+    ``uuid``: Linux's PARTUUID, in lower case; empty if the MBR has no disk id.
+    ``container``: whether it only contains the logical partitions.
     """
 
     number: int
@@ -156,9 +156,11 @@ class Partition:
 class Table:
     """A partition table.
 
-    ``kind``: ``GPT`` or ``MBR``; ``sector``: bytes; ``uuid``: the disk's GUID, or the MBR's disk id
-    as 8 hexadecimal digits, empty if that is 0.
-    ``partitions``: in the order of their numbers; ``notes``: what was odd, for people.
+    ``kind``: ``GPT`` or ``MBR``.
+    ``sector``: bytes.
+    ``uuid``: the disk's GUID, or the MBR's disk id as 8 hexadecimal digits; empty if that is 0.
+    ``partitions``: in the order of their numbers.
+    ``notes``: oddities, for the user.
     """
 
     kind: str
@@ -171,10 +173,10 @@ class Table:
 def read_table(size: int) -> Reads[Table | None]:
     """The partition table of an image of ``size`` bytes; None if there is none.
 
-    Yields (offset, length) in bytes, always within the image, and wants to be sent the bytes that
-    are there. The usual table takes one request, and one for each logical partition.
+    Yields (offset, length) in bytes, always within the image, and must be sent those bytes. The
+    usual table takes one request, and one for each logical partition.
 
-    Raises ImageError: there is a GPT that cannot be used.
+    Raises ImageError if there is a GPT that cannot be used.
     """
     image = _Image(size)
     head = yield from image.read(0, HEAD)
@@ -192,8 +194,8 @@ def read_table(size: int) -> Reads[Table | None]:
 def choose(table: Table, which: str) -> Partition:
     """The partition that ``which`` names: ``2``, ``PARTUUID:...`` or ``LABEL:...``.
 
-    The UUID's case does not matter, that of a label (its name in the GPT) does.
-    Raises ImageError: there is none, there are several, or it only holds others.
+    UUIDs are case-insensitive, labels (names in the GPT) case-sensitive. Raises ImageError if none
+    or several match, or if it only contains others.
     """
     key, wanted = _key(which)
     fitting = [p for p in table.partitions if wanted and _address(p, key) == wanted]
@@ -210,7 +212,7 @@ def choose(table: Table, which: str) -> Partition:
 
 
 def _key(which: str) -> tuple[str, str]:
-    """The kind of an address (empty: a number), and the rest of it."""
+    """The kind of an address (empty: a number), and its value."""
     key, colon, value = which.partition(":")
     if not colon:
         return "", which
@@ -240,14 +242,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class _Image:
-    """The image; what was read of it once is not asked for again."""
+    """The image, with the bytes read so far, which are not requested again."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._known: list[tuple[int, bytes]] = []
 
     def read(self, offset: int, length: int) -> Reads[bytes]:
-        """These bytes; fewer where the image ends."""
+        """Read these bytes; fewer at the end of the image."""
         wanted = clamp(offset, length, self.size)
         if not wanted.length:
             return b""
@@ -260,7 +262,7 @@ class _Image:
 
 
 class _Found:
-    """The partitions that were found, in the order of their numbers, and what was odd."""
+    """The partitions found, in the order of their numbers, and the oddities."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -268,7 +270,7 @@ class _Found:
         self.notes: list[str] = []
 
     def add(self, partition: Partition) -> None:
-        """Take it, cut at the end of the image; one without a byte there leaves only a note."""
+        """Add a partition, cut at the end of the image; an empty one leaves only a note."""
         inside = clamp(partition.start, partition.length, self._size).length
         if inside > 0:
             self.partitions.append(replace(partition, length=inside))
@@ -287,7 +289,7 @@ class _Found:
 
 
 class _Header(NamedTuple):
-    """A GPT header whose checksum is right; ``sector``: bytes, the rest as it is there."""
+    """A GPT header with a valid checksum. ``sector``: bytes. The other fields are as on disk."""
 
     sector: int
     alternate: int
@@ -303,14 +305,14 @@ class _Header(NamedTuple):
 
 
 class _Gpt(NamedTuple):
-    """A header, and the entries that belong to it."""
+    """A header and its entries."""
 
     header: _Header
     entries: bytes
 
 
 def _protected_gpt(image: _Image, entries: list["_Entry"], found: _Found) -> Reads[Table]:
-    """The GPT that an MBR announces: the primary, else its backup."""
+    """The GPT that a protective MBR announces: the primary, else its backup."""
     if any(entry.type not in (0, _PROTECTIVE) for entry in entries):
         found.notes.append("hybrid MBR: the GPT is used")
     gpt = yield from _primary_gpt(image)
@@ -325,7 +327,7 @@ def _protected_gpt(image: _Image, entries: list["_Entry"], found: _Found) -> Rea
 
 
 def _bare_gpt(image: _Image, found: _Found) -> Reads[Table | None]:
-    """A GPT without an MBR, which UEFI takes and Linux does not."""
+    """A GPT without an MBR, which UEFI accepts and Linux does not."""
     gpt = yield from _primary_gpt(image)
     if gpt is None:
         return None
@@ -334,7 +336,7 @@ def _bare_gpt(image: _Image, found: _Found) -> Reads[Table | None]:
 
 
 def _primary_gpt(image: _Image) -> Reads[_Gpt | None]:
-    """The first that is whole: one with small sectors may be left from before."""
+    """The first intact one: a header for small sectors may be stale."""
     for sector in _SECTORS:
         header = yield from _header(image, 1, sector)
         gpt = header and (yield from _with_entries(image, header))
@@ -345,7 +347,7 @@ def _primary_gpt(image: _Image) -> Reads[_Gpt | None]:
 
 def _backup_gpt(image: _Image) -> Reads[_Gpt | None]:
     """The backup in the last sector."""
-    # Usually the entries lie in front of it: one request has both.
+    # The entries are usually in front of it, so one request gets both.
     yield from image.read(max(0, image.size - HEAD), HEAD)
     for sector in _SECTORS:
         header = yield from _header(image, image.size // sector - 1, sector)
@@ -355,7 +357,7 @@ def _backup_gpt(image: _Image) -> Reads[_Gpt | None]:
 
 
 def _header(image: _Image, lba: int, sector: int) -> Reads[_Header | None]:
-    """The GPT header in this sector; None if there is none, or it is damaged."""
+    """The GPT header in this sector; None if missing or damaged."""
     block = yield from image.read(lba * sector, sector)
     if len(block) < sector:
         return None
@@ -370,7 +372,7 @@ def _header(image: _Image, lba: int, sector: int) -> Reads[_Header | None]:
 
 
 def _with_entries(image: _Image, header: _Header) -> Reads[_Gpt | None]:
-    """The header with its entries; None if they are damaged. Raises ImageError: too many."""
+    """The header with its entries; None if they are damaged. Raises ImageError if too many."""
     if header.entry_size < _GPT_ENTRY.size or header.entry_size % 8 or not header.slots:
         return None
     if header.slots > MOST_ENTRIES or header.entries_length > MOST_BYTES:
@@ -408,11 +410,13 @@ def _gpt_partitions(gpt: _Gpt) -> Iterator[Partition]:
 
 
 def _guid(content: bytes) -> str:
-    return str(uuid.UUID(bytes_le=content))
+    """A GUID as text: its first three fields are little-endian (UEFI specification, appendix A)."""
+    first, second, third = struct.unpack_from("<LHH", content)
+    return f"{first:08x}-{second:04x}-{third:04x}-{content[8:10].hex()}-{content[10:16].hex()}"
 
 
 class _Entry(NamedTuple):
-    """An entry of an MBR, or of the table in front of a logical partition: sectors of 512 bytes."""
+    """An entry of an MBR or of a logical partition's table. In sectors of 512 bytes."""
 
     flag: int
     type: int
@@ -433,7 +437,7 @@ def _entries(sector: bytes) -> list[_Entry]:
 
 
 def _primaries(head: bytes) -> list[_Entry]:
-    """The four entries of an MBR; none if it is not one."""
+    """The four entries of an MBR; empty if it is not one."""
     if not _signed(head) or head.startswith(_AIX):
         return []
     entries = _entries(head)
@@ -443,8 +447,8 @@ def _primaries(head: bytes) -> list[_Entry]:
 def _begins_filesystem(head: bytes, entries: list[_Entry]) -> bool:
     """Whether a filesystem begins here: its boot sector is signed like an MBR.
 
-    An MBR may have kept what looks like FAT's parameters; then its first partition lies elsewhere,
-    while mkfs.fat puts an MBR into its boot sector whose only partition starts with it.
+    An MBR may contain leftovers that look like FAT's parameters; then its first partition is
+    elsewhere, whereas the MBR in mkfs.fat's boot sector has only a partition that starts with it.
     """
     if not _signed(head):
         return False
@@ -478,7 +482,7 @@ def _mbr(image: _Image, head: bytes, entries: list[_Entry], found: _Found) -> Re
 
 
 def _mbr_partition(entry: _Entry, number: int, disk: int, base: int = 0) -> Partition:
-    """``base``: the sector that the entry counts from."""
+    """``base``: the sector that the entry's start is relative to."""
     type_id = f"0x{entry.type:02x}"
     return Partition(
         number=number,
@@ -495,8 +499,8 @@ def _mbr_partition(entry: _Entry, number: int, disk: int, base: int = 0) -> Part
 class _Logicals:
     """The logical partitions: a chain of tables in an extended one, as in ``parse_extended``.
 
-    A table has, at any place, the partition behind it (its start counts from the table) and a link
-    to the next table (its start counts from the extended partition).
+    A table has, in any order, the partition that follows it (its start is relative to the table)
+    and a link to the next table (its start is relative to the extended partition).
     """
 
     def __init__(self, image: _Image, disk: int, found: _Found) -> None:
@@ -507,7 +511,7 @@ class _Logicals:
         self._seen: set[int] = set()  # sectors of tables
 
     def walk(self, whole: _Entry, number: int) -> Reads[None]:
-        """Find those in the extended partition ``whole``."""
+        """Add the logical partitions of the extended partition ``whole``."""
         link: _Entry | None = whole._replace(start=0)
         while link:
             here = whole.start + link.start
@@ -526,7 +530,7 @@ class _Logicals:
             link = next((entry for entry in entries if entry.is_extended), None)
 
     def _fault(self, whole: _Entry, link: _Entry) -> str:
-        """What is wrong with this link; empty if nothing is."""
+        """The fault of this link; empty for none."""
         if whole.start + link.start in self._seen:
             return "runs in a circle"
         if link.start >= whole.length:
@@ -536,7 +540,7 @@ class _Logicals:
         return ""
 
     def _take(self, entries: list[_Entry], here: int, whole: _Entry, link: _Entry) -> None:
-        """The partitions of the table at the sector ``here``."""
+        """Add the partitions of the table at the sector ``here``."""
         for index, entry in enumerate(entries):
             if not entry.length or entry.is_extended:
                 continue
@@ -551,13 +555,13 @@ class _Logicals:
 
 
 def _fits(entry: _Entry, here: int, whole: _Entry, link: _Entry) -> bool:
-    """Whether a logical partition keeps within the bounds: the last entries may be garbage."""
+    """Whether a logical partition is within the bounds: the last entries may be garbage."""
     end = entry.start + entry.length
     return end <= link.length and here + end <= whole.start + whole.length
 
 
 def _parse(words: Mapping[str, str]) -> str:
-    """Which partition is wanted, as ``choose`` takes it. Raises UsageError."""
+    """The address of the partition, for ``choose``. Raises UsageError."""
     which = words["part"]
     kind, colon, name = which.partition(":")
     if which.isascii() and which.isdigit():

@@ -1,4 +1,4 @@
-"""Driving a sans-IO reader: a generator asks for ranges of bytes, and a Device has them."""
+"""Running sans-I/O readers: generators that request ranges of bytes, served from a Device."""
 
 from collections.abc import Generator
 from typing import TypeVar
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 async def run(reader: Generator[tuple[int, int], bytes, T], device: Device) -> T:
-    """Run a reader to its end, and return its result.
+    """Run a reader to its end; returns its result.
 
-    A reader yields the offset and the length of what it needs, and is sent those bytes; fewer only
-    at the end of the image. Raises what the reader or the Device raises.
+    A reader yields the offset and length that it needs, and is sent those bytes; fewer only at the
+    end of the image. Raises the exceptions of the reader and the Device.
     """
     try:
         wanted = next(reader)

@@ -1,8 +1,8 @@
-"""What lazyfs knows of formats: a row for each.
+"""The registry of formats, a row for each.
 
-A row has the marks by which a format is recognised. If it is a filesystem, it says where the label
-is; if an image can be opened through it, it has the words that say so in a URL's fragment, and what
-opens it. A new format is a file in this package, and a row here.
+A row has the marks (magic numbers) of a format; for a filesystem, how to read its label; for a
+layer, its words in a URL's fragment and the functions that open it. A new format is a file in this
+package and a row here.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,27 +18,33 @@ __all__ = ["FORMATS", "HEAD", "Format", "filesystem_of", "formats_of", "opening_
 
 @dataclass(frozen=True)
 class Format:
-    """One format. ``marks``: any of them is telling. ``label``: of a filesystem, from its head.
+    """One format.
 
-    ``filesystem``: whether there are files in it that can be shown.
+    ``marks``: at least one of them must match.
+    ``filesystem``: whether it contains files.
+    ``label``: reads a filesystem's label from the image's head.
+    ``test``: a further condition on the head.
+    ``opening``: how to open it as a layer; None if it is none.
     """
 
     name: str
     marks: tuple[Mark, ...] = ()
     filesystem: bool = False
     label: Callable[[bytes], str] = filesystems.no_label
+    test: Callable[[bytes], bool] = bool
     opening: Opening | None = None
 
     def fits(self, head: bytes) -> bool:
-        """Whether ``head``, the first bytes of an image, has one of the marks."""
-        return any(head.startswith(mark.content, mark.offset) for mark in self.marks)
+        """Whether an image with these first bytes may be of this format."""
+        marked = any(head.startswith(mark.content, mark.offset) for mark in self.marks)
+        return marked and self.test(head)
 
 
-# The most telling first: an ISO image that boots from a disk has a partition table, too.
+# The most specific first: an ISO image that boots from a disk has a partition table too.
 FORMATS = (
     *(
-        Format(name, marks, filesystem=True, label=label)
-        for name, marks, label in filesystems.FILESYSTEMS
+        Format(row.name, row.marks, filesystem=True, label=row.label, test=row.test)
+        for row in filesystems.FILESYSTEMS
     ),
     *(Format(name, marks) for name, marks in filesystems.OTHERS),
     Format("slice", opening=SLICE),
@@ -47,16 +53,16 @@ FORMATS = (
 
 
 def formats_of(head: bytes) -> Sequence[Format]:
-    """What an image with this head may be, the most telling first; empty if no mark is known."""
+    """The formats that match this head, the most specific first; empty for none."""
     return [found for found in FORMATS if found.fits(head)]
 
 
 def filesystem_of(head: bytes) -> Format | None:
-    """The filesystem that an image with this head is."""
+    """The filesystem that matches this head; None for none."""
     return next((found for found in formats_of(head) if found.filesystem), None)
 
 
 def opening_of(word: str) -> Opening | None:
-    """How an image is opened through what this word of a fragment stands for; None for nothing."""
+    """The opening for this word of a fragment; None for none."""
     openings = (known.opening for known in FORMATS if known.opening is not None)
     return next((opening for opening in openings if word in opening.words), None)

@@ -1,4 +1,4 @@
-"""A tree as bytes, to be kept beside the cache, and back. Pure.
+"""Serialising a tree, to be kept beside the cache. Pure.
 
 ::
 
@@ -6,9 +6,9 @@
     16 bytes            BLAKE2b of what follows
     zlib                JSON: [namespace, volume, notes, nodes]
 
-``nodes`` has the root first and each node behind its directory, which it names by its number. What
-is read back has passed the same tests as an image's own entries: whoever can write to the cache can
-make a tree look different, and no more.
+``nodes`` has the root first, and each node after its directory, which it refers to by number.
+Loading applies the same checks as reading an image: write access to the cache allows changing a
+tree, and no more.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def dump(tree: Tree) -> bytes:
 
 
 def load(data: bytes) -> Tree:
-    """The tree that ``data`` was made from. Raises ImageError when it was made from none."""
+    """Load the tree from ``data``. Raises ImageError if ``dump`` did not write it."""
     body = data[len(_FORMAT) + _DIGEST :]
     if data != _FORMAT + _digest(body) + body:
         raise ImageError("the remembered catalog is of another version, or damaged")
@@ -56,7 +56,7 @@ def _unpacked(body: bytes) -> bytes:
 
 
 def _rows(root: Node) -> list[list[Any]]:
-    """All nodes, level by level: the number of the directory, and what the node itself is."""
+    """All nodes, level by level: the number of the directory, and the node's fields."""
     rows = [[0, *_fields(root)]]
     waiting = deque([(0, root)])
     while waiting:
@@ -82,7 +82,7 @@ def _tree(content: Any) -> Tree:
 
 
 def _fields(node: Node) -> list[Any]:
-    """All fields of a node but its children, in the order in which ``_node`` takes them."""
+    """All fields of a node except its children, in the order of ``_node``'s parameters."""
     numbers = [node.mode, node.uid, node.gid, node.nlink, node.mtime, node.size]
     texts = [node.name, node.kind.value, node.target, node.compressed, node.problem]
     return [texts, numbers, node.device, node.extents]
@@ -120,7 +120,7 @@ def _volume(label: Any, declared: Any, size: Any, mbr: Any, gpt: Any, images: An
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is none")
-    value.encode("utf-8", "surrogateescape")  # raises ValueError for what no name can have
+    value.encode("utf-8", "surrogateescape")  # raises ValueError for characters invalid in names
     return value
 
 

@@ -1,7 +1,6 @@
-"""A part of an image as an image: ``#offset=1M,length=512M``. The smallest layer there is.
+"""A part of an image as an image: ``#offset=1M,length=512M``. The simplest layer.
 
-An address is shifted, and nothing is decoded: everything that is asked of the slice is asked of the
-image below, further on.
+Nothing is decoded: every request to the slice goes to the image below, at a shifted offset.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,19 +46,19 @@ class SliceDevice(DeviceView):
         await self._below.wait_complete(*self._shifted(offset, whole))
 
     def statistics(self) -> Statistics:
-        """Of the image below; but ``size`` and ``cached`` are the slice's own."""
+        """Those of the image below, except ``size`` and ``cached``, which are the slice's own."""
         size = self.window.length
         cached = sum(length for length, here in self.cached(0, size) if here)
         return replace(self._below.statistics(), size=size, cached=cached)
 
     def _shifted(self, offset: int, length: int) -> tuple[int, int]:
-        """Offset and length below, of what lies in the slice."""
+        """Offset and length in the image below, clamped to the slice."""
         span = clamp(offset, length, self.window.length)
         return self.window.start + span.start, span.length
 
 
 def window_of(wanted: Span, size: int) -> Span:
-    """What ``wanted``, as ``_parse`` returns it, is of an image of ``size`` bytes.
+    """The window for ``wanted`` (from ``_parse``) in an image of ``size`` bytes.
 
     Raises ImageError if it is not within the image.
     """
@@ -74,7 +73,7 @@ def window_of(wanted: Span, size: int) -> Span:
 
 
 def _parse(words: Mapping[str, str]) -> Span:
-    """The bytes that are wanted; a stop of 0 stands for the end of the image. Raises UsageError."""
+    """The requested bytes; a stop of 0 means the end of the image. Raises UsageError."""
     start = parse_size(words.get("offset", "0"))
     if "length" not in words:
         return Span(start, 0)

@@ -1,9 +1,9 @@
-"""Where a squashfs keeps its metadata. Pure.
+"""Locating the metadata of a squashfs. Pure.
 
 A squashfs (version 4, Documentation/filesystems/squashfs.rst of the kernel) begins with a
-superblock of 96 bytes; file data follow; behind them, up to ``bytes_used``, lie the tables: inodes,
-directories, fragments, export, ids, xattrs. ``find`` reads nothing else, a little here and a little
-there, so over a network it pays to have them at once.
+superblock of 96 bytes; file data follow; the tables (inodes, directories, fragments, export, ids,
+xattrs) come last, up to ``bytes_used``. ``find`` reads only these, in small scattered pieces, so
+over a network it pays to fetch them at once.
 """
 
 import struct
@@ -18,7 +18,7 @@ _FIELDS = struct.Struct("<5I6H8Q")
 
 
 def tables(superblock: bytes, length: int) -> Span:
-    """The tables of a squashfs of ``length`` bytes: bytes from its start. Raises ImageError."""
+    """The range of the tables in a squashfs of ``length`` bytes. Raises ImageError."""
     if len(superblock) < SUPERBLOCK:
         raise ImageError("it is too short to be a squashfs", _NAME_ONE)
     fields = _FIELDS.unpack_from(superblock)

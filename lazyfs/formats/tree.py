@@ -1,11 +1,11 @@
-"""An image's directory tree: what there is, and where each file's bytes lie. Pure.
+"""An image's directory tree: its nodes, and the extents of each file. Pure.
 
-The tree is plain data that never changes, and knows nothing of how an image writes it down.
+The tree is plain immutable data, independent of the image's format.
 
-Paths are the image's own: a leading slash is allowed, ``.`` and ``..`` mean what they do in a
+Paths are relative to the image: a leading slash is allowed, ``.`` and ``..`` mean the same as in a
 shell, and no path leads out of the image, neither by ``..`` nor by a symbolic link. As in the
-kernel, links within a path are always followed, and at most 40 of them. Names are text in which
-bytes that are no UTF-8 are kept by ``surrogateescape``.
+kernel, links within a path are always followed, and at most 40 of them. Names are text; bytes that
+are not UTF-8 are kept by ``surrogateescape``.
 """
 
 import difflib
@@ -23,17 +23,17 @@ from lazyfs.core.ranges import Span, merged
 MAX_LINKS = 40  # symbolic links followed in one path; Linux's number
 HOLE = -1  # the offset of an extent that is not in the image and reads as zeros
 
-# What to do about an image that is beyond what is read here, and about a path that is not there.
+# Cures for an image that is not supported here, and for a path that does not exist.
 LET_THE_KERNEL = "let the kernel read it: lazyfs loop, or mount -o loop"
 _LOOK = "lazyfs ls shows what there is"
 
 _SUGGESTIONS = 3
-_SUGGEST_AMONG = 5000  # names that are compared, at most: comparing is slow
+_SUGGEST_AMONG = 5000  # names to compare at most: comparing is slow
 _NO_CHILDREN: Mapping[str, "Node"] = MappingProxyType({})
 
 
 class Kind(Enum):
-    """What a node is. The values are the letters of ``ls -l``."""
+    """The type of a node. The values are the letters of ``ls -l``."""
 
     FILE = "-"
     DIRECTORY = "d"
@@ -56,17 +56,17 @@ _FORMATS = {
 
 
 class Extent(NamedTuple):
-    """Where a file, or a piece of it, lies: bytes from the image's start (or HOLE), and bytes."""
+    """A piece of a file. ``offset``: in the image, in bytes, or HOLE. ``length``: bytes."""
 
     offset: int
     length: int
 
 
 class Node(NamedTuple):
-    """A file, a directory, or what else a directory can hold.
+    """A file, a directory, or any other kind of entry of a directory.
 
-    ``extents`` hold a regular file's content in its order; together they are ``size`` bytes, but
-    for a file that is compressed or has a problem.
+    ``extents``: a regular file's content in order, ``size`` bytes in total, unless it is compressed
+    or has a problem.
     """
 
     name: str
@@ -80,39 +80,39 @@ class Node(NamedTuple):
     extents: tuple[Extent, ...] = ()
     target: str = ""  # of a symbolic link
     device: tuple[int, int] = (0, 0)  # of a device: major, minor
-    compressed: str = ""  # how the extents hold the content; empty: as it is
-    problem: str = ""  # why the content cannot be read, or not all of it; empty: it can
-    children: Mapping[str, "Node"] = _NO_CHILDREN  # of a directory, as they come on disk
+    compressed: str = ""  # how the content is compressed; empty: not at all
+    problem: str = ""  # why the content cannot be read, or not fully; empty: it can
+    children: Mapping[str, "Node"] = _NO_CHILDREN  # of a directory, in the order on disk
 
     @property
     def st_mode(self) -> int:
-        """Kind and mode together, as stat(2) has them."""
+        """Type and mode together, as in stat(2)."""
         return _FORMATS[self.kind] | self.mode
 
 
 class BootImage(NamedTuple):
-    """What El Torito lets a machine boot from."""
+    """An El Torito boot image."""
 
     platform: str  # "x86", "PowerPC", "Mac", "EFI" or a number
     bootable: bool
     emulation: str  # "none", "floppy" or "hard disk"
     offset: int
-    length: int  # as the catalog has it: what is loaded, often less than the file
+    length: int  # the bytes to load, from the boot catalog; often less than the file
 
 
 class Volume(NamedTuple):
     """The image as a whole. Sizes in bytes."""
 
     label: str = ""
-    declared_size: int = 0  # what the volume says; 0 where it does not
+    declared_size: int = 0  # from the volume's descriptor; 0 if not given
     image_size: int = 0
-    mbr: bool = False  # it has a partition table: it can be written on a disk and booted
+    mbr: bool = False  # whether it has a partition table, so that it can be booted from a disk
     gpt: bool = False
     boot_images: tuple[BootImage, ...] = ()
 
 
 class Tree(NamedTuple):
-    """A whole image. ``notes``: what was left out of the tree or is odd, for a person to read."""
+    """A whole image. ``notes``: omissions and oddities, for the user."""
 
     root: Node
     namespace: str
@@ -120,23 +120,23 @@ class Tree(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def node(self, path: str, *, follow: bool = True) -> Node:
-        """What lies at ``path``; ``follow``: where it is a symbolic link, what that leads to.
+        """The node at ``path``. ``follow``: whether to follow it if it is a symbolic link.
 
-        Raises ImageError when there is nothing.
+        Raises ImageError if there is none.
         """
         return self._resolve(path, follow=follow)[-1]
 
     def real_path(self, path: str) -> str:
-        """The path to the same node without links, dots and slashes at the ends."""
+        """The path to the same node without links, dots, and leading and trailing slashes."""
         return "/".join(node.name for node in self._resolve(path, follow=True)[1:])
 
     def extents(self, path: str) -> tuple[Extent, ...]:
-        """Where the content of a regular file lies. Raises ImageError when it cannot be read."""
+        """The extents of a regular file. Raises ImageError if it cannot be read."""
         return self.extents_of(self.node(path), path)
 
     @staticmethod
     def extents_of(node: Node, path: str) -> tuple[Extent, ...]:
-        """The same for a node that is known. ``path``: for the message."""
+        """The extents of a node. ``path``: for messages. Raises ImageError."""
         if node.kind is not Kind.FILE:
             raise ImageError(f"{path} is not a regular file", _LOOK)
         if node.compressed:
@@ -148,7 +148,7 @@ class Tree(NamedTuple):
         return node.extents
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Node]]:
-        """``path`` and all that is below it, with paths: a directory before what it holds."""
+        """All nodes at and below ``path``, with their paths; a directory before its entries."""
         start = self._resolve(path, follow=True)
         waiting = [("/".join(node.name for node in start[1:]), start[-1])]
         while waiting:
@@ -160,9 +160,9 @@ class Tree(NamedTuple):
     def glob(self, pattern: str) -> list[str]:
         """The paths that match, in the order of ``walk``.
 
-        ``*``, ``?`` and ``[...]`` match within a name, a part ``**`` matches any directories, and
-        all of them names with a leading dot. What matches nothing is tried again without regard to
-        case. Raises ImageError when nothing matches then, and says what comes close.
+        ``*``, ``?`` and ``[...]`` match within a name, a part ``**`` matches any directories; all
+        match names with a leading dot. If nothing matches, a second try ignores case. Raises
+        ImageError, with similar names, if that matches nothing either.
         """
         parts = names_in(pattern)
         for flags in (0, re.IGNORECASE):
@@ -172,7 +172,7 @@ class Tree(NamedTuple):
         raise ImageError(f"{pattern} matches nothing in the image", self._suggestion(pattern))
 
     def ranges(self, paths: Iterable[str]) -> list[Span]:
-        """The bytes of these files, and of all below these directories: merged, in disk order."""
+        """The ranges of these files, and of all files below these directories; sorted, merged."""
         spans = [
             Span(extent.offset, extent.offset + extent.length)
             for path in paths
@@ -184,7 +184,7 @@ class Tree(NamedTuple):
         return merged(spans)
 
     def _resolve(self, path: str, *, follow: bool) -> list[Node]:
-        """The nodes from the root to the one at ``path``, both included."""
+        """The nodes from the root to the one at ``path``, inclusive."""
         trail, waiting = [self.root], path.split("/")[::-1]
         links = 0
         while waiting:
@@ -214,7 +214,7 @@ class Tree(NamedTuple):
         return ImageError(f"{path} is not in the image", self._suggestion(path))
 
     def _suggestion(self, path: str) -> str:
-        """A cure: the names that look like ``path``, if any do."""
+        """A cure: names similar to ``path``, if there are any."""
         node, where = self.root, ""
         for part in names_in(path):
             child = node.children.get(part)
@@ -234,12 +234,12 @@ def joined(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
 
 
-# Parts of a pattern: what a name has to match; None for any number of directories.
+# Parts of a pattern: an expression for a name, or None for any number of directories.
 _Pattern = Sequence[re.Pattern[str] | None]
 
 
 def names_in(path: str) -> list[str]:
-    """The names that a path, or a pattern, is made of."""
+    """The components of a path or a pattern."""
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
@@ -248,9 +248,9 @@ def _compiled(parts: Iterable[str], flags: int) -> _Pattern:
 
 
 def _matches(root: Node, pattern: _Pattern) -> Iterator[tuple[str, Node]]:
-    """What matches all of ``pattern``. Each node carries the parts that may come next below it.
+    """The nodes that match ``pattern``. Each node carries the parts that may match next below it.
 
-    That set is never larger than the pattern, so the time is bound by the tree's size.
+    That set is never larger than the pattern, so the tree's size bounds the time.
     """
     waiting = [("", root, _with_skipped(pattern, {0}))]
     while waiting:
@@ -266,7 +266,7 @@ def _matches(root: Node, pattern: _Pattern) -> Iterator[tuple[str, Node]]:
 
 
 def _after(pattern: _Pattern, places: set[int], name: str) -> set[int]:
-    """The places in ``pattern`` that are reached from ``places`` by going down to ``name``."""
+    """The positions in ``pattern`` reached from ``places`` by descending to ``name``."""
     reached = set()
     for place in places:
         if place < len(pattern):
@@ -279,9 +279,9 @@ def _after(pattern: _Pattern, places: set[int], name: str) -> set[int]:
 
 
 def _with_skipped(pattern: _Pattern, places: set[int]) -> set[int]:
-    """``places`` and those behind a ``**``, which may also stand for no directory at all.
+    """``places`` and those after a ``**``, which may also match no directory at all.
 
-    At the end of a pattern it stands for one at least: ``boot/**`` is what is in ``boot``.
+    At the end of a pattern it matches at least one name: ``boot/**`` excludes ``boot`` itself.
     """
     found = set(places)
     for place, part in enumerate(pattern[:-1]):

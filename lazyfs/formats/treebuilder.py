@@ -1,13 +1,13 @@
-"""Makes a tree, and lets nothing into it that could harm its users. Pure.
+"""Building a tree from untrusted data, keeping out anything that could harm its users. Pure.
 
-What images say is not to be trusted. What holds for every tree, whoever described it:
+Images are not trusted. Invariants of every tree, whatever its source:
 
-- a name is a name: no slash, no NUL, not empty, not ``.`` or ``..``; of one name in a directory,
-  the first stays;
-- the number of nodes, the depth, and the length of names and links have limits, so that a hostile
+- names are valid: no slash, no NUL, not empty, not ``.`` or ``..``; of duplicate names in a
+  directory, the first is kept;
+- the number of nodes, the depth, and the length of names and links are limited, so that a hostile
   image costs an ImageError and not the machine's memory;
-- a file whose content does not lie in the image, or is not all there, has a ``problem``;
-- numbers are such as Linux takes for a file, and a time is one that a calendar has.
+- a file whose content is outside the image or incomplete has a ``problem``;
+- numbers are valid for a file on Linux, and times are valid for a calendar.
 """
 
 from typing import cast
@@ -29,7 +29,7 @@ _FIRST_TIME, _LAST_TIME = -62_000_000_000, 253_000_000_000  # in the years 5 and
 
 
 class Builder:
-    """A tree that grows. Directories are known by the paths of their nodes from the root."""
+    """A tree under construction."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
@@ -39,17 +39,17 @@ class Builder:
         self.root = Node("", Kind.DIRECTORY, 0o555, children={})
 
     def note(self, text: str) -> None:
-        """Something that a person should know. Beyond a hundred they are only counted."""
+        """Add a note for the user. Beyond a hundred, notes are only counted."""
         if len(self._notes) < _MAX_NOTES:
             self._notes.append(text)
         else:
             self._unsaid += 1
 
     def add(self, directory: Node, node: Node, depth: int) -> Node | None:
-        """Put ``node``, ``depth`` levels below the root, into a directory of this tree.
+        """Add ``node``, ``depth`` levels below the root, to a directory of this tree.
 
-        Returns the node as it is in the tree (a directory takes children from then on), or None
-        when it was left out. Raises ImageError when the tree gets too large.
+        Returns the node in the tree (a directory accepts children from then on), or None if it was
+        left out. Raises ImageError if the tree gets too large.
         """
         self._count(node, depth)
         node = _bounded(node)
@@ -72,9 +72,9 @@ class Builder:
         return node
 
     def restate(self, directory: Node | None, node: Node, stated: Node) -> Node:
-        """Give a directory that is in the tree the attributes of ``stated``.
+        """Give a directory in the tree the attributes of ``stated``; name and children stay.
 
-        ``directory``: where it is; None for the root. It keeps its name and its children.
+        ``directory``: its parent; None for the root.
         """
         node = _bounded(stated)._replace(name=node.name, kind=node.kind, children=node.children)
         if directory is None:
@@ -116,7 +116,7 @@ class Builder:
 
 
 def coalesced(pieces: list[Extent]) -> tuple[Extent, ...]:
-    """The same bytes in as few extents; empty pieces go."""
+    """The pieces with adjacent ones joined and empty ones removed."""
     found: list[Extent] = []
     for offset, length in pieces:
         if length == 0:
@@ -132,22 +132,22 @@ def coalesced(pieces: list[Extent]) -> tuple[Extent, ...]:
 
 
 def fault_of_directory(is_known: bool, end: int, image_size: int) -> str:
-    """Why a directory does not show what it should. A known one would be, or hold, itself."""
+    """Why a directory cannot be shown; empty if it can. A known one may contain itself."""
     if is_known:
         return "it is in the tree already, elsewhere or above itself"
     return "it lies outside of the image" if end > image_size else ""
 
 
-_MAJOR, _MINOR = 0xFFF, 0xFFFFF  # what Linux has for the numbers of a device
+_MAJOR, _MINOR = 0xFFF, 0xFFFFF  # Linux's limits for device numbers
 
 
 def _grown(directory: Node) -> dict[str, Node]:
-    """The children of a directory that is being built: until the tree is done, they may change."""
+    """The children of a directory as a mutable dict: they change until the tree is complete."""
     return cast("dict[str, Node]", directory.children)
 
 
 def _bounded(node: Node) -> Node:
-    """The node with numbers that others can work with; as it is where they are."""
+    """The node with its numbers forced into valid ranges; unchanged if they are valid."""
     major, minor = node.device
     numbers = node.uid | node.gid | node.nlink  # negative if one of them is
     is_timely = _FIRST_TIME <= node.mtime <= _LAST_TIME

@@ -96,7 +96,7 @@ class NbdServer:
             await trio.aclose_forcefully(stream)
             return
         self._clients.append(client)
-        if isinstance(stream, trio.SocketStream):  # keep-alive detects clients that lost the network
+        if isinstance(stream, trio.SocketStream):  # detect clients that lost the network
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         try:

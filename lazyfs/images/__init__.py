@@ -1,1 +1,1 @@
-"""Images: a source, its cache, prefetch, and the layers above."""
+"""Images: source, cache, prefetch and layers, put together."""

@@ -1,6 +1,6 @@
-"""An image for a command that looks into it: by its URL, through the cache; or a local file.
+"""An image for a command that looks into it: a URL, read through the cache, or a local file.
 
-When a mount of the same image is running, it owns the cache, and is read instead.
+If a mount of the same image is running, it owns the cache, so its file is read instead.
 """
 
 import contextlib
@@ -39,9 +39,11 @@ T = TypeVar("T")
 class OpenImage:
     """An image that can be read.
 
-    ``name``: its URL or path with the chain, without secrets. ``device``: the view. ``mtime``:
-    POSIX seconds. ``catalog_file``: where the view's catalog is remembered; None for nowhere.
-    ``layers``: as they stand in a fragment, the lowest first.
+    ``name``: its URL or path with the chain, without secrets.
+    ``device``: the view.
+    ``mtime``: POSIX seconds.
+    ``catalog_file``: the file for the view's catalog; None for none.
+    ``layers``: written as in a fragment, the lowest first.
     """
 
     name: str
@@ -52,9 +54,9 @@ class OpenImage:
 
 
 def with_image(where: str, options: StackOptions, use: Callable[[OpenImage], Awaitable[T]]) -> T:
-    """Call ``use`` with the image at ``where``, a path if it is no URL; returns what it returns.
+    """Return ``use``, called with the image at ``where``, a path if it is no URL.
 
-    ``options``: of that one image. Raises a LazyfsError.
+    ``options``: for that one image. Raises a LazyfsError.
     """
 
     async def run() -> T:
@@ -76,7 +78,7 @@ async def _opened(where: str, options: StackOptions) -> AsyncIterator[OpenImage]
             opened = _opened_url(options)
         try:
             image = await closing.enter_async_context(opened)
-        except CacheBusy:  # another command is looking: its cache is not worth waiting for
+        except CacheBusy:  # used by another command: waiting for the cache is not worth it
             alone = replace(options, cache=replace(options.cache, memory_only=True))
             image = await closing.enter_async_context(_opened_url(alone))
         yield image
@@ -91,7 +93,7 @@ async def _opened_url(options: StackOptions) -> AsyncIterator[OpenImage]:
 
 
 def _opened_path(where: str, wanted: ImageOptions) -> AbstractAsyncContextManager[OpenImage]:
-    """A local file. What follows the last ``#`` of its path are layers, unless it is its name."""
+    """A local file. Layers follow the last ``#`` of the path, unless a file has that very name."""
     path, hash_mark, fragment = where.rpartition("#")
     if not hash_mark or os.path.exists(where):
         path, fragment = where, ""
@@ -99,7 +101,7 @@ def _opened_path(where: str, wanted: ImageOptions) -> AbstractAsyncContextManage
 
 
 def _opened_mount(options: StackOptions) -> AbstractAsyncContextManager[OpenImage] | None:
-    """The view, or else the image, as a running mount shows it; None without one."""
+    """The view, or else the image, in a running mount; None without one."""
     (wanted,) = options.images
     url, fragment = address.split_fragment(wanted.url)
     steps = chain.parse(fragment)
@@ -131,7 +133,10 @@ async def _opened_file(
     wanted: ImageOptions,
     catalog_of: Callable[[Sequence[Layer]], Path | None] | None,
 ) -> AsyncIterator[OpenImage]:
-    """A file, with layers upon it. ``catalog_of``: where catalogs of an image in a cache are."""
+    """A file, with layers on top.
+
+    ``catalog_of``: the catalog file for these layers; None for a file outside a lazyfs mount.
+    """
     device = FileDevice(path, _identity_of(path) if catalog_of else None)
     try:
         if wanted.choose_partition and not steps:
@@ -147,7 +152,7 @@ async def _opened_file(
 
 
 def _identity_of(path: Path) -> Identity | None:
-    """What a mount says that pins the image in its file."""
+    """The identity of the image, from its file in a mount; None if unknown."""
     try:
         return Identity(**json.loads(os.getxattr(path, IDENTITY_ATTRIBUTE)))
     except (OSError, ValueError, TypeError):  # the mount has ended, or is another lazyfs's
@@ -155,11 +160,11 @@ def _identity_of(path: Path) -> Identity | None:
 
 
 def _mounted_file(view: str) -> Path | None:
-    """The file of a running mount, root's or our own, that shows the view with this id."""
+    """The file that shows the view with this id, in a running mount of root or our own."""
     for mounted in all_mounts():
         if mounted.kind == KIND and mounted.user in (0, os.geteuid()):
             for path in _files_of(mounted):
-                with contextlib.suppress(OSError):  # a mount whose daemon has died
+                with contextlib.suppress(OSError):  # the daemon is dead
                     if os.getxattr(path, VIEW_ATTRIBUTE) == view.encode():
                         return path
     return None
@@ -169,5 +174,5 @@ def _files_of(mounted: Mounted) -> list[Path]:
     place = mounted.mountpoint
     try:
         return [*place.iterdir(), place / IMAGE_IN_A_TREE] if place.is_dir() else [place]
-    except OSError:  # it is dead, or somebody else's
+    except OSError:  # a dead mount, or another user's
         return []

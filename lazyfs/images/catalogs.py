@@ -1,7 +1,7 @@
-"""The catalog of an image: read through its Device, and remembered beside its cache.
+"""The catalog of an image: read through its Device, and saved beside its cache.
 
-Reading it costs some requests, so it is written down, with the identity of the image that it is of:
-whoever finds another image under it reads anew.
+Reading it costs several requests, so it is saved, with the identity of its image. A saved catalog
+of another version is ignored.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from lazyfs.system.atomicfile import write_whole
 
 log = logging.getLogger(__name__)
 
-_LARGEST = 256 << 20  # bytes of a catalog_file
+_LARGEST = 256 << 20  # bytes in a catalog file
 
 
 async def tree_of(device: Device, catalog_file: Path | None = None) -> Tree:
-    """The tree of the image behind ``device``. Raises ImageError, or why it cannot be read."""
+    """The tree of the image in ``device``. Raises ImageError, or the Device's error."""
     return await _known_tree(device, catalog_file) or await _whole_tree(device, catalog_file)
 
 
 async def tree_with(device: Device, catalog_file: Path | None, paths: Collection[str]) -> Tree:
-    """A tree that has these regular files if the image has them; the rest may be missing.
+    """A tree with these regular files, as far as the image has them; the rest may be missing.
 
-    It takes a fraction of the time and of the bytes. Raises what ``tree_of`` raises.
+    Costs a fraction of the time and the bytes of ``tree_of``, and raises the same errors.
     """
     known = await _known_tree(device, catalog_file)
     if known is not None:
@@ -44,14 +44,14 @@ async def tree_with(device: Device, catalog_file: Path | None, paths: Collection
     try:
         for path in paths:
             part.extents(path)
-    except ImageError:  # a link led to what was left out, or it is not there: it tells which
+    except ImageError:  # a link to a part left out, or a missing file: the whole tree tells which
         return await _whole_tree(device, catalog_file)
     return part
 
 
 @contextmanager
 def naming(image: str) -> Iterator[None]:
-    """Let an ImageError from within begin with the name of ``image``."""
+    """Prefix an ImageError from within with the name of ``image``."""
     try:
         yield
     except ImageError as error:
@@ -77,7 +77,7 @@ async def _read_tree(device: Device, only: Collection[str] | None = None) -> Tre
 
 
 def _remembered(catalog_file: Path, identity: Identity) -> Tree | None:
-    """The tree that was written down for this very version; None if there is none."""
+    """The saved tree of exactly this version; None if there is none."""
     try:
         with catalog_file.open("rb") as file:
             if file.readline(4096) != _title(identity):
@@ -91,7 +91,7 @@ def _remembered(catalog_file: Path, identity: Identity) -> Tree | None:
 
 
 def _remember(catalog_file: Path, identity: Identity, tree: Tree) -> None:
-    """Write it down, whole or not at all. A disk that refuses costs time at the next look."""
+    """Save the tree, atomically. A failure is logged only: the tree is then read again later."""
     try:
         write_whole(catalog_file, _title(identity) + savedtree.dump(tree))
     except OSError as error:

@@ -1,12 +1,12 @@
-"""The layers of an image: from a URL's fragment to Devices upon Devices.
+"""The layers of an image: from a URL's fragment to a stack of Devices.
 
 ``#offset=1M,length=4G,part=2`` is a chain of two layers: a partition of a slice. Each layer sees
-nothing but the Device below it. What is shown in the end is the *view*; it has an id of its own,
-made of the cache's key and of the chain: two parts of one image have the same validators, and may
-have the same size.
+only the Device below it. The topmost Device is the *view*. Its id is made of the cache's key and
+the chain, since two parts of one image have the same validators, and may have the same size.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +18,21 @@ from lazyfs.core.ranges import Span
 from lazyfs.formats import registry
 from lazyfs.formats.layer import Layer, Opening
 
-_HOW = "see docs/lazyfs.1, IMAGES; a # in a file name is written %23"
+_HOW = "see IMAGES in lazyfs(1); a # in a file name is written %23"
+
+_PLAIN = re.compile(r"[a-z]{1,8}")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A layer that is wanted. ``arguments``: as its format's ``parse`` returned them."""
+    """A requested layer. ``arguments``: from its format's ``parse``."""
 
     opening: Opening
     arguments: Any
 
     @property
     def text(self) -> str:
-        """The step as it stands in a fragment."""
+        """The step, written as in a fragment."""
         return self.opening.as_text(self.arguments)
 
 
@@ -42,8 +44,10 @@ def parse(fragment: str) -> list[Step]:
     for word, value in address.words_of(fragment):
         found = registry.opening_of(word)
         if found is None:
+            # Anything but a plain word may be part of a secret, torn apart at a "#".
+            shown = word if _PLAIN.fullmatch(word) else "..."
             known = ", ".join(_words())
-            raise UsageError(f"#{word} is no layer of an image", f"known are {known}; {_HOW}")
+            raise UsageError(f"#{shown} is no layer of an image", f"known are {known}; {_HOW}")
         if opening is not None and (found is not opening or word in values):
             steps.append(Step(opening, opening.parse(values)))
             values = {}
@@ -55,16 +59,16 @@ def parse(fragment: str) -> list[Step]:
 
 
 def named(name: str, steps: Sequence[Step]) -> str:
-    """What the file is called that shows the view of an image called ``name``."""
+    """The file name of the view of an image called ``name``."""
     for step in steps:
         name = step.opening.named(name, step.arguments)
     return address.cut(name, address.LONGEST_NAME)
 
 
 async def open_chain(below: Device, steps: Sequence[Step], name: str) -> list[Layer]:
-    """Open layers upon ``below``, the lowest first. Raises a LazyfsError.
+    """Open layers on top of ``below``, the lowest first. Raises a LazyfsError.
 
-    ``name``: of the image, for messages.
+    ``name``: the image's, for messages.
     """
     layers: list[Layer] = []
     for step in steps:
@@ -77,20 +81,20 @@ async def open_chain(below: Device, steps: Sequence[Step], name: str) -> list[La
 
 
 def view_id(cache_key: str, texts: Sequence[str]) -> str:
-    """The name of a view: of the image itself, if there are no layers."""
+    """The id of a view; without layers, of the image itself."""
     return f"{cache_key}#{','.join(texts)}" if texts else cache_key
 
 
 def digest_of(view: str) -> str:
-    """What tells a view from others in a file's name; empty for the image itself."""
+    """A digest of a view's chain, for file names; empty for the image itself."""
     _, hash_mark, chain = view.partition("#")
     return hashlib.sha256(chain.encode()).hexdigest()[:16] if hash_mark else ""
 
 
 def window_of(layers: Sequence[Layer], size: int) -> Span | None:
-    """The bytes of the image that the view is; None if it is not one part of them.
+    """The range of the image that makes up the view; None if it is not a single range.
 
-    ``size``: of the image, in bytes.
+    ``size``: the image's, in bytes.
     """
     window = Span(0, size)
     for layer in layers:

@@ -1,4 +1,4 @@
-"""A Device as a file with a cursor, for readers that know nothing of the event loop."""
+"""A Device as a file object, for blocking code in a thread."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from lazyfs.core.device import Device
 
 
 class DeviceFile(io.RawIOBase):
-    """A Device with a cursor. For one thread, which is not the event loop's own."""
+    """A Device with a file position. For use by one thread other than the event loop's."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

@@ -1,7 +1,8 @@
-"""Files, directories and links out of an ISO image onto the local disk.
+"""Copying files, directories and links from an ISO image to the local disk.
 
-Nothing is written outside the destination, whatever the image holds: every name is made and opened
-relative to the open directory that it belongs in, and a symbolic link in the way is never followed.
+Nothing is written outside the destination, whatever the image contains: every name is created and
+opened relative to the open file descriptor of its directory, and symbolic links in the destination
+are never followed.
 """
 
 import contextlib
@@ -23,21 +24,21 @@ from lazyfs.formats.tree import Kind, Node, Tree
 
 log = logging.getLogger(__name__)
 
-# With these, nothing more can be written at all.
 _IN_THE_WAY = "something that is no file is in the way"
+# Errors after which no further file could be written either.
 _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)
 class CopyOptions:
-    """``preserve``: modes and times too, and owners if we are root."""
+    """``preserve``: copy modes and times too, and owners if we are root."""
 
     recursive: bool = False
     preserve: bool = False
 
 
 class Copier:
-    """Copies out of one image. ``failed``: how many files could not be copied."""
+    """Copies from one image. ``failed``: the number of files that could not be copied."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Copier:
         options: CopyOptions,
         copied: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """``copied`` is told how many bytes were written, each time."""
+        """``copied``: called with the number of bytes after each write."""
         self._device = device
         self._tree = tree
         self._options = options
@@ -54,14 +55,14 @@ class Copier:
         self.failed = 0
 
     def size_of(self, paths: Sequence[str]) -> int:
-        """Bytes that copying these paths will write. Raises ImageError."""
+        """The bytes that copying these paths will write. Raises ImageError."""
         return sum(self._size_of(path) for path in paths)
 
     async def copy(self, paths: Sequence[str], destination: Path) -> None:
-        """As cp(1) does: into a directory under the same names, or one thing under a new name.
+        """Copy like cp(1): into a directory under the same names, or one entry under a new name.
 
-        What cannot be read is said and counted, and the rest is copied. Raises ImageError for a
-        path that is not there, OutputError when something cannot be written, UsageError.
+        Unreadable files are logged and counted, and the rest is copied. Raises ImageError for a
+        missing path, OutputError if nothing more can be written, UsageError.
         """
         nodes = [self._tree.node(path, follow=not self._options.recursive) for path in paths]
         for path, node in zip(paths, nodes, strict=True):
@@ -88,7 +89,7 @@ class Copier:
         return sum(node.size for _, node in self._tree.walk(path) if node.kind is Kind.FILE)
 
     async def _copy(self, node: Node, directory: int, name: str, shown: Path) -> None:
-        """Copy one thing and all below it. What cannot be is said, counted, and left out."""
+        """Copy one entry and everything below it. Failures are logged, counted and skipped."""
         try:
             if node.kind is Kind.DIRECTORY:
                 await self._copy_directory(node, directory, name, shown)
@@ -148,18 +149,18 @@ class Copier:
             os.utime(name, times, dir_fd=directory, follow_symlinks=False)
 
     def _keep(self, fd: int, node: Node) -> None:
-        """Give what was made the modes and times of the original, if that was asked for."""
+        """Give the copy the mode, times and owner of the original, if ``preserve`` is set."""
         if self._options.preserve:
             owned = os.geteuid() == 0
             if owned:
                 os.fchown(fd, node.uid, node.gid)
-            # Without the owner, set-id bits would give away somebody else's rights.
+            # Without the original owner, set-id bits would grant the wrong user's rights.
             os.fchmod(fd, node.mode if owned else node.mode & 0o1777)
             os.utime(fd, (node.mtime, node.mtime))
 
 
 def _place_and_name(destination: Path, count: int) -> tuple[Path, str]:
-    """The directory to copy into, and the name to give there; empty for the things' own names.
+    """The directory to copy into, and the new name there; empty to keep the original names.
 
     Raises UsageError.
     """
@@ -171,14 +172,14 @@ def _place_and_name(destination: Path, count: int) -> tuple[Path, str]:
 
 
 def _open_directory(name: str | Path, within: int | None = None) -> int:
-    """Open a directory; through a link to one only if the user named it himself."""
+    """Open a directory; a symbolic link to one only if the user named it (``within`` is None)."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if within is None else os.O_NOFOLLOW)
     return os.open(name, flags, dir_fd=within)
 
 
 @contextlib.contextmanager
 def _new_file(name: str, directory: int, mode: int) -> Iterator[int]:
-    """A file to write; removed again if that fails."""
+    """A file to write; removed again on failure."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, mode & 0o777 | stat.S_IWUSR, dir_fd=directory)
     try:
@@ -195,7 +196,7 @@ def _new_file(name: str, directory: int, mode: int) -> Iterator[int]:
 
 
 def _write(fd: int, piece: bytes, position: int) -> None:
-    """Write a piece; nothing where it is all zeros, so that holes stay holes."""
+    """Write a piece, unless it is all zeros, which leaves a hole."""
     view = memoryview(piece if any(piece) else b"")
     while view:
         written = os.pwrite(fd, view, position)

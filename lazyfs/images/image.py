@@ -1,8 +1,8 @@
-"""An image has an owner: it holds its source, its cache, and all that stands upon them.
+"""An opened image: its source, its cache, and everything on top of them.
 
-From the bottom: source, cache, prefetcher, recorder, then any number of layers, each a Device on a
-Device. Preloads, the fill, rates, budgets and profiles count in bytes of the *source*; readers see
-the *view*, which is the topmost layer.
+From the bottom: source, cache, prefetcher, recorder, then any number of layers, each a Device on
+top of a Device. Preloads, the fill, rates, budgets and profiles count bytes of the *source*;
+readers see the *view*, which is the topmost layer.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,13 +26,13 @@ class Image:
     """One opened image."""
 
     name: str
-    """What its file is called."""
+    """Its file name."""
 
     url: str
-    """Its URL, with its chain, and without secrets."""
+    """Its URL, with its chain, without secrets."""
 
     cache_key: str
-    """The name of the cache of its source's bytes."""
+    """The key of its source's cache."""
 
     source: Source
     cache: BlockCache
@@ -43,19 +43,19 @@ class Image:
     """The lowest first."""
 
     mtime: float
-    """When it was changed on its server, POSIX seconds; 0 if the server does not say."""
+    """Its modification time on the server, POSIX seconds; 0 if unknown."""
 
     data_file: Path | None
-    """The file that holds all of the source's bytes once they are complete; None without one."""
+    """The file that contains all bytes of the source once they are complete; None without one."""
 
     catalog_file: Path | None
-    """The file in which the view's catalog is remembered; None without a cache on disk."""
+    """The file for the view's catalog; None without a cache on disk."""
 
     budget: int | None
-    """Bytes that may be preloaded; None for any number."""
+    """Bytes that may be preloaded; None for no limit."""
 
     sidecar: Callable[[str, int], Awaitable[bytes | None]]
-    """Fetches the file whose URL is the image's with this ending; at most so many bytes.
+    """Fetches a sidecar, the file at the image's URL plus an ending, given a limit in bytes.
 
     None if there is none. Raises a SourceError.
     """
@@ -67,34 +67,34 @@ class Image:
 
     @property
     def chain(self) -> str:
-        """The layers as they stand in a fragment; empty for the image as it is."""
+        """The layers, written as in a fragment; empty without layers."""
         return ",".join(layer.text for layer in self.layers)
 
     @property
     def view_id(self) -> str:
-        """What tells the view from all other views and images."""
+        """The unique id of the view among all views and images."""
         return chain.view_id(self.cache_key, [layer.text for layer in self.layers])
 
     @property
     def window(self) -> Span | None:
-        """The bytes of the source that the view is; None if it is not one part of them."""
+        """The range of the source that makes up the view; None if it is not a single range."""
         return chain.window_of(self.layers, self.cache.identity.size)
 
     @property
     def unrecorded(self) -> Device:
-        """The view for those whose reads are no use of the image."""
+        """The view for internal reads, which are not recorded as uses of the image."""
         if not self.layers:
             return self.prefetcher
         window = self.window
         return self.device if window is None else SliceDevice(self.prefetcher, window)
 
     async def run(self) -> None:
-        """Fetch what is wanted, until cancelled."""
+        """Fetch in the background, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.source.run)
             nursery.start_soon(self.cache.run)
             nursery.start_soon(self.recorder.run)
 
     async def fill(self) -> None:
-        """Have all of the view fetched in the background."""
+        """Request all of the view in the background."""
         await self.device.ensure(0, self.device.identity.size, Priority.FILL)

@@ -1,4 +1,4 @@
-"""The composition root: from options to images. The only module that knows all of their parts."""
+"""The composition root: opens images from options. The only module that knows all their parts."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ class Stack:
     _fill: bool
 
     async def run(self) -> None:
-        """Fetch what is wanted, until cancelled."""
+        """Fetch in the background, until cancelled."""
         async with trio.open_nursery() as nursery:
             for base in self._bases:
                 nursery.start_soon(base.run)
@@ -52,9 +52,9 @@ class Stack:
 
 @asynccontextmanager
 async def open_stack(options: StackOptions) -> AsyncIterator[Stack]:
-    """Open all images; on leaving, save and close them. ``run`` must have ended by then.
+    """Open all images; on exit, save and close them. ``run`` must have ended by then.
 
-    Raises a LazyfsError when one cannot be opened.
+    Raises a LazyfsError if one cannot be opened.
     """
     async with contextlib.AsyncExitStack() as closing:
         clients = Clients()
@@ -107,10 +107,10 @@ async def _open_base(
 
 
 async def _open_view(base: Image, steps: Sequence[Step], wanted: ImageOptions) -> Image:
-    """Open layers upon an image."""
+    """Open the layers on top of an image."""
     if not steps and not wanted.choose_partition:
         return replace(base, name=wanted.name)
-    async with running(base.run):  # they are read through the cache
+    async with running(base.run):  # opening a layer reads through the cache
         if not steps:
             steps = await the_only_one(base.prefetcher, base.url)
         layers = await chain.open_chain(base.recorder, steps, base.url)
@@ -124,7 +124,7 @@ def _with_catalog(view: Image, cache: CacheOptions, url: str) -> Image:
 
 
 def catalog_file_of(cache: CacheOptions, url: str, digest: str) -> Path | None:
-    """The file in which the catalog of a view is remembered; None without a cache on disk.
+    """The file for the catalog of a view; None without a cache on disk.
 
     ``digest``: see ``chain.digest_of``.
     """
@@ -132,7 +132,7 @@ def catalog_file_of(cache: CacheOptions, url: str, digest: str) -> Path | None:
 
 
 def _readahead(options: StackOptions) -> ReadAheadLimit:
-    """The read-ahead that was asked for, as far as the cache holds it beside what is in use."""
+    """The requested read-ahead, limited so that the cache also has room for blocks in use."""
     if options.cache.memory_only:
         return replace(options.readahead, most=MEMORY_LIMIT // 2)
     if options.cache.limit is not None:

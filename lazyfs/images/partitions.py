@@ -1,4 +1,4 @@
-"""The partitions of an image: what is in each, and which one is meant if none is named."""
+"""The partitions of an image: their contents, and the default one."""
 
 import logging
 from collections.abc import Sequence
@@ -21,9 +21,11 @@ _MOST_LISTED = 20  # partitions that a message names
 
 @dataclass(frozen=True)
 class Found:
-    """A partition, and what is in it. ``content``: names of formats, the most telling first.
+    """A partition and its content.
 
-    ``label``: of the filesystem; empty without one.
+    ``content``: names of formats, the most specific first.
+    ``label``: the filesystem's; empty without one.
+    ``filesystem``: whether a known filesystem is in it.
     """
 
     partition: Partition
@@ -32,7 +34,7 @@ class Found:
     filesystem: bool
 
     def __str__(self) -> str:
-        """For a person: ``2 (1.5 GiB, ext2, ext3 or ext4 "root")``."""
+        """For the user: ``2 (1.5 GiB, ext2, ext3 or ext4 "root")``."""
         label = f' "{self.label}"' if self.label else ""
         what = f"{self.content[0]}{label}" if self.content else self.partition.type
         return f"{self.partition.number} ({format_size(self.partition.length)}, {what})"
@@ -44,17 +46,17 @@ async def partition_table(device: Device) -> Table | None:
 
 
 async def look_into(device: Device, table: Table) -> list[Found]:
-    """What the partitions of ``table`` hold, by the marks in their first bytes."""
+    """The content of the partitions of ``table``, by the magic numbers in their first bytes."""
     for partition in table.partitions:
         await device.ensure(partition.start, registry.HEAD, Priority.READAHEAD)
     return [await _looked_into(device, partition) for partition in table.partitions]
 
 
 async def the_only_one(device: Device, name: str) -> Sequence[Step]:
-    """The layer that shows the only partition with a filesystem, if an image is partitioned.
+    """The layer for the only partition with a filesystem, if the image is partitioned.
 
-    Empty for what is no partitioned disk, or is a filesystem itself. Raises ImageError if there is
-    a choice, or nothing to choose. ``name``: of the image, for messages.
+    Empty if the image has no partitions, or is a filesystem itself. Raises ImageError if several
+    partitions have a filesystem, or none has. ``name``: the image's, for messages.
     """
     if registry.filesystem_of(await device.read(0, registry.HEAD)) is not None:
         return []

@@ -1,6 +1,6 @@
-"""Preloading: what the user, or a profile, says will be wanted is fetched ahead of the readers.
+"""Preloading: fetching ahead of readers the ranges that the user or a profile names.
 
-Nothing here may fail a mount: what cannot be preloaded is said once, and read when it is read.
+Nothing here may fail a mount: a failed preload is logged once, and its data is fetched on demand.
 """
 
 import logging
@@ -24,14 +24,14 @@ from lazyfs.prefetch.profile import Profile
 
 log = logging.getLogger(__name__)
 
-ENDING = ".lazyprofile"  # of a profile that lies beside its image
-PATIENCE = 30.0  # seconds that such a profile is waited for
-_AT_A_TIME = 1000  # ranges that are asked for between two looks at the event loop
+ENDING = ".lazyprofile"  # of a profile that is a sidecar of its image
+PATIENCE = 30.0  # seconds to wait for such a profile
+_AT_A_TIME = 1000  # ranges requested between two checkpoints
 _BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
 
 
 async def preload(image: Image, options: PreloadOptions) -> None:
-    """Ask for all that ``options`` name, profile first. Never fails."""
+    """Request everything that ``options`` name, the profile first. Never fails."""
     preloader = Preloader(image)
     try:
         if options.profile is not None:
@@ -53,7 +53,7 @@ async def preload(image: Image, options: PreloadOptions) -> None:
 
 
 class Preloader:
-    """Asks for parts of one image, until its budget is spent. ``asked_for``: bytes so far."""
+    """Requests parts of one image, until its budget is spent. ``asked_for``: bytes so far."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -63,9 +63,9 @@ class Preloader:
         self.asked_for = 0
 
     async def replay(self, file: Path, any_version: bool) -> None:
-        """Ask for what a profile holds, in its order. Raises ProfileError or a SourceError.
+        """Request the ranges in a profile, in its order. Raises ProfileError or a SourceError.
 
-        Profiles name bytes of the source, whatever view there is of it.
+        Profiles name ranges of the source, whatever the view.
         """
         found = await (self._sidecar() if file == AUTO else trio.to_thread.run_sync(load, file))
         if found is None:
@@ -86,12 +86,12 @@ class Preloader:
         return self._tree
 
     async def preload(self, pattern: str) -> None:
-        """Ask for what a pattern names. Raises ImageError if it names nothing; see ``look``."""
+        """Request the files a pattern names. Raises ImageError if there are none; see ``look``."""
         spans = await _ranges(self._device, await self.look(), pattern)
         await self._ask_for(self._device, spans, pattern)
 
     async def _sidecar(self) -> Profile | None:
-        """The profile that lies beside the image on its server; None if there is none."""
+        """The profile beside the image on its server; None if there is none."""
         with trio.move_on_after(PATIENCE):
             content = await self._image.sidecar(ENDING, profile.LARGEST)
             if content is None:
@@ -123,12 +123,12 @@ class Preloader:
 
 
 async def _ranges(device: Device, tree: Tree, pattern: str) -> list[Span]:
-    """The bytes that a pattern stands for, in disk order. Raises ImageError."""
+    """The ranges that a pattern stands for, in disk order. Raises ImageError."""
     kind, colon, path = pattern.partition(":")
     if kind == "squashfs" and colon:
         return await _squashfs_tables(device, tree, path)
     if pattern == "@meta":
-        await tree_of(device)  # which reads all directories, through the cache
+        await tree_of(device)  # reads all directories, through the cache
         return []
     if pattern == "@boot":
         images = (Span(b.offset, b.offset + b.length) for b in tree.volume.boot_images)
@@ -141,7 +141,7 @@ def _matching_any(tree: Tree, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         try:
             found += tree.glob(pattern)
-        except ImageError:  # few images have all of them
+        except ImageError:  # few images match all patterns
             continue
     return found
 

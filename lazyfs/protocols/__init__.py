@@ -1,1 +1,1 @@
-"""What is spoken on the wire, without the wire: codecs that front ends and sources share."""
+"""Protocol codecs without I/O, shared by front ends and sources."""

@@ -1,15 +1,15 @@
-"""How a running daemon is asked: JSON lines over its control socket. Pure.
+"""The protocol of a daemon's control socket: JSON lines. Pure.
 
-Both sides speak in lines of UTF-8, each one JSON object. A client asks, and is answered before it
-asks again::
+Both sides send lines of UTF-8, each one JSON object. A client sends a request, and reads the answer
+before the next request::
 
     {"lazyfs": 1, "do": "status"}
     {"lazyfs": 1, "ok": {...}}
     {"lazyfs": 1, "do": "rate", "rate": "10M/s"}
     {"lazyfs": 1, "error": "...", "cure": "..."}
 
-``lazyfs`` is the version of this protocol. A new command, or another field in an answer, is no new
-version: who does not know a field leaves it alone. docs/control.rst has all commands.
+``lazyfs`` is the version of this protocol. New commands, or new fields in an answer, do not change
+the version: unknown fields must be ignored. docs/control.rst has all commands.
 """
 
 import json
@@ -26,22 +26,22 @@ Fields = Mapping[str, Any]
 
 
 def asking(command: str, fields: Fields) -> bytes:
-    """The line that asks for a command."""
+    """The line for a request."""
     return _line({"do": command, **fields})
 
 
 def answering(result: Fields) -> bytes:
-    """The line that says what came of it."""
+    """The line for a successful answer."""
     return _line({"ok": result})
 
 
 def refusing(message: str, cure: str = "") -> bytes:
-    """The line that says why nothing came of it."""
+    """The line for an error."""
     return _line({"error": message, "cure": cure})
 
 
 def asked(line: bytes) -> tuple[str, dict[str, Any]]:
-    """The command and the fields of a client's line. Raises ControlError."""
+    """Parse a client's line into command and fields. Raises ControlError."""
     content = _content(line)
     command = content.pop("do", None)
     if not isinstance(command, str):
@@ -50,7 +50,7 @@ def asked(line: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def answered(line: bytes) -> dict[str, Any]:
-    """What a daemon's line says. Raises ControlError, with the daemon's own words if it refused."""
+    """Parse a daemon's line. Raises ControlError, with the daemon's message if it is an error."""
     content = _content(line)
     if "error" in content:
         raise ControlError(str(content["error"]), str(content.get("cure", "")))

@@ -1,12 +1,12 @@
-"""The Network Block Device protocol: what both ends have in common. Pure.
+"""The Network Block Device protocol: the parts common to client and server. Pure.
 
 By doc/proto.md of https://github.com/NetworkBlockDevice/nbd, with its extension "extended headers".
-What the two ends do differently is in ``nbdserver.py`` and ``nbdclient.py``.
+``nbdserver.py`` and ``nbdclient.py`` have the parts that differ.
 
-A handshake is written as a *dialogue*: a generator that yields what it wants next and is sent the
-bytes that it asked for. It sees no chunks, no sockets and no time; ``wire.py`` holds it against a
-real connection, and a test against any other thing. All counts that it asks for are bounded, so
-whatever the other end sends takes bounded memory.
+A handshake is written as a *dialogue*: a generator that yields the next step it needs and is sent
+the bytes it requested. It knows no segmentation, sockets or time; ``wire.py`` runs it on a real
+connection, and tests on anything else. All lengths that it requests are limited, so any input takes
+limited memory.
 
 All integers on the wire are big-endian.
 """
@@ -33,9 +33,9 @@ EXTENDED_REPLY = 0x6E8A278C
 
 LONGEST_STRING = 4096  # bytes
 LONGEST_OPTION = 64 << 10  # bytes of data of one option, or of one reply to it
-LARGEST_PAYLOAD = 32 << 20  # bytes that every server takes and gives in one request
+LARGEST_PAYLOAD = 32 << 20  # bytes per request that every server supports
 MOST_EXTENTS = 1 << 20  # in one reply to BLOCK_STATUS
-MAX_COMPACT = (1 << 32) - 1  # the greatest length that a compact header has room for
+MAX_COMPACT = (1 << 32) - 1  # the greatest length in a compact header
 
 # Handshake flags, of server and client alike.
 FIXED_NEWSTYLE = 1
@@ -55,7 +55,7 @@ PAYLOAD_LEN = 1 << 5
 
 CHUNK_DONE = 1  # a flag of a chunk: no other follows
 
-# Metadata contexts, and what a status says in them.
+# Metadata contexts, and the flags of their extents.
 ALLOCATION = "base:allocation"
 HOLE = 1
 ZERO = 2
@@ -77,7 +77,7 @@ class Option(IntEnum):
 
 
 class Reply(IntEnum):
-    """What an option is answered with; errors have the highest bit set."""
+    """The types of replies to options; errors have the highest bit set."""
 
     ACK = 1
     SERVER = 2
@@ -132,7 +132,7 @@ CHUNK_IS_ERROR = 1 << 15
 
 
 class Error(IntEnum):
-    """Why a request failed."""
+    """The error codes of failed requests."""
 
     PERM = 1
     IO = 5
@@ -145,7 +145,7 @@ class Error(IntEnum):
 
 
 class Style(Enum):
-    """How requests are answered, as the handshake has settled it."""
+    """The form of requests and replies, negotiated in the handshake."""
 
     SIMPLE = 1
     STRUCTURED = 2
@@ -153,7 +153,7 @@ class Style(Enum):
 
 
 class ProtocolError(LazyfsError):
-    """The other end does what the protocol does not allow."""
+    """The other end violates the protocol."""
 
     usual_cure = "tell whoever runs the other end"
 
@@ -170,7 +170,7 @@ class Request(NamedTuple):
 
 Extent = tuple[int, int]  # length in bytes, and the flags of a status
 
-# Formats of what is on the wire, by what they hold.
+# Formats on the wire, with their fields.
 U16 = Struct(">H")
 U32 = Struct(">I")
 U64 = Struct(">Q")
@@ -190,19 +190,19 @@ WIDE_STATUS_HEAD = Struct(">II")  # context, count of extents
 COMPACT_EXTENT = Struct(">II")  # length, flags
 WIDE_EXTENT = Struct(">QQ")
 
-RESERVED = bytes(124)  # behind the answer to EXPORT_NAME, unless NO_ZEROES
+RESERVED = bytes(124)  # after the answer to EXPORT_NAME, unless NO_ZEROES
 
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Exactly ``count`` bytes are wanted."""
+    """Receive exactly ``count`` bytes."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiveSome:
-    """At least one byte is wanted, and at most so many."""
+    """Receive at least one byte, and at most ``most``."""
 
     most: int
 
@@ -214,12 +214,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class StartTls:
-    """From here on, everything is encrypted."""
+    """Start TLS; everything after it is encrypted."""
 
 
 Step = Receive | ReceiveSome | Send | StartTls
 T = TypeVar("T")
-# What is sent in for a step that receives nothing is ignored.
+# The value sent for a step that receives nothing is ignored.
 Dialogue = Generator[Step, bytes, T]
 
 
@@ -232,13 +232,13 @@ def option_reply(number: int, reply: Reply, data: bytes = b"") -> bytes:
 
 
 def counted(text: str) -> bytes:
-    """A string with its length in front."""
+    """A string prefixed with its length."""
     content = text.encode()
     return U32.pack(len(content)) + content
 
 
 class Fields:
-    """Takes the data of an option apart. Raises ProtocolError where there is less than it says."""
+    """Parses the data of an option. Raises ProtocolError if it is invalid or too short."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

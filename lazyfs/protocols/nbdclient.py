@@ -1,6 +1,6 @@
 """The client's end of the NBD protocol. Pure: see ``nbd.py``.
 
-Only what a reader needs. Whatever a server sends is bounded by what it was asked for.
+It supports only reading. The amount of data accepted from a server is limited by the requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ from lazyfs.protocols.nbd import (
 )
 
 _MOST_REPLIES = 4096  # to one option
-_MOST_EARLY = 1024  # chunks of a read that came before their turn
-_LONGEST_ERROR = 3 * nbd.LONGEST_STRING  # bytes of an error chunk, with what may stand behind
-_LONGEST: dict[int, int] = {  # bytes of other chunks, but for data
+_MOST_EARLY = 1024  # chunks of a read that arrived out of order
+_LONGEST_ERROR = 3 * nbd.LONGEST_STRING  # bytes of an error chunk, with trailing data
+_LONGEST: dict[int, int] = {  # bytes of other chunks, except data
     Chunk.NONE: 0,
     Chunk.HOLE: nbd.HOLE_CHUNK.size,
     Chunk.STATUS: 4 + nbd.COMPACT_EXTENT.size * nbd.MOST_EXTENTS,
@@ -38,9 +38,11 @@ _LONGEST: dict[int, int] = {  # bytes of other chunks, but for data
 
 @dataclass(frozen=True)
 class Opened:
-    """What a handshake has settled. ``size`` and ``largest``: bytes of the export and of a read.
+    """The result of a handshake.
 
-    ``contexts``: the numbers of the metadata contexts that were selected, by their names.
+    ``size``: of the export, in bytes.
+    ``minimum``, ``largest``: the block size and the longest read, in bytes.
+    ``contexts``: the numbers of the selected metadata contexts, by name.
     """
 
     size: int
@@ -52,7 +54,7 @@ class Opened:
 
 
 class Refused(ProtocolError):
-    """The server refuses an option. ``reply``: why; see ``nbd.Reply``."""
+    """The server refuses an option. ``reply``: the reason; see ``nbd.Reply``."""
 
     def __init__(self, option: Option, reply: int, said: str) -> None:
         super().__init__(f"the server refuses {option.name}{f': {said}' if said else ''}")
@@ -60,10 +62,10 @@ class Refused(ProtocolError):
 
 
 class Handshake:
-    """A client's wish for one export."""
+    """A client's handshake for one export."""
 
     def __init__(self, export: str, contexts: Sequence[str] = (), *, tls: bool = False) -> None:
-        """``contexts``: what is wanted, not what must be. ``tls``: whether it must be encrypted."""
+        """``contexts``: optional metadata contexts. ``tls``: whether TLS is required."""
         self._export = export
         self._wanted = contexts
         self._tls = tls
@@ -93,7 +95,7 @@ class Handshake:
         return _opened(described, style, contexts)
 
     def _hello(self) -> Dialogue[int]:
-        """Greet; returns what the server offers."""
+        """Exchange greetings; returns the server's handshake flags."""
         greeting, style = nbd.HELLO.unpack((yield Receive(nbd.HELLO.size)))
         if greeting != nbd.GREETING:
             raise ProtocolError("what answers there is no NBD server")
@@ -106,7 +108,7 @@ class Handshake:
         return int(offered)
 
     def _choose_style(self) -> Dialogue[Style]:
-        """The best style that the server knows."""
+        """Negotiate the best style that the server supports."""
         for option, style in (
             (Option.EXTENDED_HEADERS, Style.EXTENDED),
             (Option.STRUCTURED_REPLY, Style.STRUCTURED),
@@ -125,7 +127,7 @@ class Handshake:
         wish = nbd.counted(self._export) + nbd.U32.pack(len(self._wanted)) + queries
         try:
             replies = yield from _ask(Option.SET_META_CONTEXT, wish)
-        except Refused:  # also by a server that has not got the export: GO will say so
+        except Refused:  # also if the server has no such export, which GO will report
             return {}
         found = {}
         for reply, data in replies:
@@ -141,7 +143,7 @@ class Handshake:
     def _export_name(
         self, style: Style, *, zeroes: bool, contexts: dict[str, int] | None = None
     ) -> Dialogue[Opened]:
-        """Choose the export in the way of servers that know no other."""
+        """Choose the export with EXPORT_NAME, for servers without GO."""
         yield Send(nbd.option(Option.EXPORT_NAME, self._export.encode()))
         size, flags = nbd.EXPORT_INFO.unpack((yield Receive(nbd.EXPORT_INFO.size)))
         if zeroes:
@@ -150,7 +152,7 @@ class Handshake:
 
 
 def _ask(option: Option, data: bytes = b"") -> Dialogue[list[tuple[int, bytes]]]:
-    """What the server replies to an option, up to its ACK. Raises Refused."""
+    """Send an option; returns the server's replies before its ACK. Raises Refused."""
     yield Send(nbd.option(option, data))
     replies: list[tuple[int, bytes]] = []
     while len(replies) < _MOST_REPLIES:
@@ -172,7 +174,7 @@ def _ask(option: Option, data: bytes = b"") -> Dialogue[list[tuple[int, bytes]]]
 def _opened(
     described: Sequence[tuple[int, bytes]], style: Style, contexts: dict[str, int]
 ) -> Opened:
-    """What the replies to GO say."""
+    """The handshake's result, from the replies to GO."""
     found: dict[int, bytes] = {}
     for reply, data in described:
         if reply == Reply.INFO:
@@ -195,20 +197,20 @@ def _opened(
 
 
 def _readable(said: bytes) -> str:
-    """What a server says, as far as it can go into a message of one line."""
+    """A server's text, sanitised and cut for a message of one line."""
     text = said[: nbd.LONGEST_STRING].decode(errors="replace")
     return "".join(c if c.isprintable() else " " for c in text).strip()[:200]
 
 
 def request(style: Style, wanted: Request) -> bytes:
-    """A request as it is sent; only such as send nothing along."""
+    """Encode a request without a payload."""
     if style is Style.EXTENDED:
         return nbd.WIDE_REQUEST.pack(nbd.EXTENDED_REQUEST, *wanted)
     return nbd.COMPACT_REQUEST.pack(nbd.REQUEST, *wanted)
 
 
 class Failed(Exception):
-    """The server says that a request failed. ``number``: of the error, see ``nbd.Error``."""
+    """The server reports that a request failed. ``number``: the error; see ``nbd.Error``."""
 
     def __init__(self, number: int, said: str) -> None:
         super().__init__(said)
@@ -217,10 +219,12 @@ class Failed(Exception):
 
 
 class Pending:
-    """A request that was sent, and takes in its reply.
+    """A request in flight, which collects its reply.
 
-    ``payload``: bytes of the image that the reply brings. ``changed`` is called when there is more
-    to be had, and in the end. What the server sends and was not asked for is a ProtocolError.
+    ``payload``: bytes of the image in the reply.
+    ``changed``: called when more of the reply is available, and at its end.
+
+    Content that was not requested raises ProtocolError.
     """
 
     def __init__(self, offset: int, payload: int, changed: Callable[[], None]) -> None:
@@ -245,11 +249,11 @@ class Pending:
 
 
 class PendingRead(Pending):
-    """A READ: its bytes in order, whatever order they come in."""
+    """A READ: yields its bytes in order, even if chunks arrive out of order."""
 
     def __init__(self, offset: int, length: int, changed: Callable[[], None]) -> None:
         super().__init__(offset, length, changed)
-        self._next = offset  # up to there, all has come
+        self._next = offset  # the end of the contiguous bytes that have arrived
         self._stop = offset + length
         self._ready: list[bytes] = []
         self._early: dict[int, bytes | int] = {}  # by offset: content, or the length of a hole
@@ -258,16 +262,16 @@ class PendingRead(Pending):
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to take, or nothing follows."""
+        """Whether ``take`` returns bytes, or the reply has ended."""
         return bool(self._ready) or self.ended
 
     def take(self) -> list[bytes]:
-        """The next bytes, as far as they have come."""
+        """The next bytes, as far as they have arrived."""
         ready, self._ready = self._ready, []
         return ready
 
     def abandon(self) -> None:
-        """Nobody will take what comes."""
+        """Discard all further bytes."""
         self._wanted = False
         self._ready = []
 
@@ -298,12 +302,12 @@ class PendingRead(Pending):
 
     def _append(self, content: bytes | int) -> None:
         if self._wanted:
-            self._ready.append(bytes(content))  # of a number: so many zeros
+            self._ready.append(bytes(content))  # bytes(number) makes that many zeros
         self._next += content if isinstance(content, int) else len(content)
 
 
 class PendingStatus(Pending):
-    """A BLOCK_STATUS: the extents of each context, by its number."""
+    """A BLOCK_STATUS: collects the extents of each context, by its number."""
 
     def __init__(self, offset: int, changed: Callable[[], None]) -> None:
         super().__init__(offset, 0, changed)
@@ -316,16 +320,16 @@ class PendingStatus(Pending):
 
 
 class ReplyReader:
-    """Hands each reply to the request that it belongs to, by its cookie."""
+    """Passes each reply to its request, by cookie."""
 
     def __init__(self, style: Style, pending: dict[int, Pending]) -> None:
-        """``pending``: those that were sent; each goes when it has its reply."""
+        """``pending``: the requests in flight, by cookie; removed at the end of their replies."""
         self._style = style
         self._pending = pending
         self._failures: dict[int, Failed] = {}  # of requests whose replies have not ended
 
     def run(self) -> Dialogue[None]:
-        """Read for as long as it goes on. Raises ProtocolError."""
+        """Read replies for ever. Raises ProtocolError."""
         while True:
             if self._style is Style.EXTENDED:
                 head = nbd.WIDE_CHUNK.unpack((yield Receive(nbd.WIDE_CHUNK.size)))
@@ -368,7 +372,7 @@ class ReplyReader:
             self._end(cookie, self._failures.pop(cookie, None))
 
     def _data(self, pending: Pending, offset: int, length: int) -> Dialogue[None]:
-        """Hand on ``length`` bytes as they come."""
+        """Pass on ``length`` bytes as they arrive."""
         while length:
             piece = yield ReceiveSome(length)
             pending.data(offset, piece)
@@ -401,7 +405,7 @@ class ReplyReader:
 
 
 def _longest(kind: int) -> int:
-    """The most bytes that the payload of a chunk may have; -1 for a kind that is not known."""
+    """The longest payload of a chunk, in bytes; -1 for an unknown kind."""
     if kind & nbd.CHUNK_IS_ERROR:
         return _LONGEST_ERROR
     return _LONGEST.get(kind, -1)

@@ -1,8 +1,8 @@
-"""What is said to the kernel about NBD devices, in generic netlink's family "nbd". Pure.
+"""A codec for the generic netlink family "nbd", which controls the kernel's NBD devices. Pure.
 
 By linux/nbd-netlink.h, linux/genetlink.h and linux/netlink.h. A message is a header, a second
-header that names the command, and attributes: each its length, its kind and its value, padded to
-4 bytes. Integers are in the byte order of the machine. A datagram may hold several messages.
+header with the command, and attributes: each has a length, a type and a value, padded to 4 bytes.
+Integers are in native byte order. A datagram may contain several messages.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,21 +13,21 @@ from struct import Struct
 from lazyfs.protocols.nbd import ProtocolError
 
 FAMILY = "nbd"
-GROUP = "nbd_mc_group"  # is told of links that died
+GROUP = "nbd_mc_group"  # the multicast group that reports dead links
 
 _REPORT = "please report it, with the version of the kernel"
 
-_CONTROL = 16  # the family that knows the others (GENL_ID_CTRL)
+_CONTROL = 16  # the family that describes the others (GENL_ID_CTRL)
 _GET_FAMILY = 3
 _REQUEST_WITH_ACK = 1 | 4  # NLM_F_REQUEST, NLM_F_ACK
-_ERROR = 2  # NLMSG_ERROR: an acknowledgement too, where the number in it is 0
+_ERROR = 2  # NLMSG_ERROR; an acknowledgement if its number is 0
 _NESTED = 1 << 15  # NLA_F_NESTED
-_KIND = (1 << 14) - 1  # an attribute's kind, without its flags
+_KIND = (1 << 14) - 1  # mask: an attribute's type without its flags
 _VERSION = 1
 
 _HEADER = Struct("=IHHII")  # length, type, flags, sequence, port
 _GENERIC_HEADER = Struct("=BBH")  # command, version, reserved
-_ATTRIBUTE = Struct("=HH")  # length with this header, kind
+_ATTRIBUTE = Struct("=HH")  # length including this header, type
 _ERROR_NUMBER = Struct("=i")
 _U16 = Struct("=H")
 _U32 = Struct("=I")
@@ -77,7 +77,7 @@ _DEVICE_CONNECTED = 2
 
 @dataclass(frozen=True)
 class Family:
-    """The numbers that this kernel has given to the family and its group."""
+    """The numbers that this kernel has assigned to the family and its group."""
 
     number: int
     group: int
@@ -85,21 +85,24 @@ class Family:
 
 @dataclass(frozen=True)
 class Setup:
-    """A device that is wanted. ``backend``: what a later reconfiguration has to know.
+    """The parameters of a new device.
 
-    ``dead_timeout``: seconds that the kernel waits for a connection, when there is none.
+    ``size``, ``block_size``: bytes.
+    ``flags``: transmission flags, as a server sends them.
+    ``dead_timeout``: seconds that the kernel waits for a new connection when there is none.
+    ``backend``: an identifier that a later reconfiguration must match.
     """
 
     size: int
     block_size: int
-    flags: int  # as a server sends them
+    flags: int
     dead_timeout: int
     backend: str
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the kernel. ``error``: an errno, or 0; None if this is no acknowledgement."""
+    """One message of the kernel. ``error``: an errno or 0; None if it is no acknowledgement."""
 
     sequence: int
     command: int
@@ -108,14 +111,14 @@ class Message:
 
 
 def get_family(sequence: int) -> bytes:
-    """Ask for the numbers of the family."""
+    """A request for the numbers of the family."""
     return _message(_CONTROL, sequence, _GET_FAMILY, [_text(_Family.NAME, FAMILY)])
 
 
 def connect(family: Family, sequence: int, index: int | None, setup: Setup, fd: int) -> bytes:
-    """Make a device of the socket ``fd``; answers are waited for without a limit.
+    """A request to attach a device to the socket ``fd``, without a timeout for answers.
 
-    ``index``: which one; None for any that is free.
+    ``index``: the device; None for any free one.
     """
     attributes = [
         _attribute(_Attribute.SIZE, _U64.pack(setup.size)),
@@ -132,7 +135,7 @@ def connect(family: Family, sequence: int, index: int | None, setup: Setup, fd: 
 
 
 def reconfigure(family: Family, sequence: int, index: int, backend: str, fd: int) -> bytes:
-    """Offer the socket ``fd`` in the place of a dead one; if there is none, it is not taken."""
+    """A request to replace a dead socket by ``fd``; the kernel ignores it if none is dead."""
     attributes = [_index(index), _text(_Attribute.BACKEND, backend), _sockets(fd)]
     return _message(family.number, sequence, Command.RECONFIGURE, attributes)
 
@@ -142,7 +145,7 @@ def disconnect(family: Family, sequence: int, index: int) -> bytes:
 
 
 def status(family: Family, sequence: int, index: int) -> bytes:
-    """Ask whether a device is in use."""
+    """A request for whether a device is in use."""
     return _message(family.number, sequence, Command.STATUS, [_index(index)])
 
 
@@ -161,7 +164,7 @@ def messages(datagram: bytes) -> list[Message]:
 
 
 def family_in(message: Message) -> Family:
-    """What a kernel says of the family. Raises ProtocolError."""
+    """The family's numbers in the kernel's answer. Raises ProtocolError."""
     number = _field(message.attributes, _Family.ID, _U16)
     for _, group in _attributes(message.attributes.get(_Family.GROUPS, b"")):
         described = dict(_attributes(group))
@@ -171,12 +174,12 @@ def family_in(message: Message) -> Family:
 
 
 def index_in(message: Message) -> int:
-    """The device that a message is about. Raises ProtocolError."""
+    """The index of the device that a message is about. Raises ProtocolError."""
     return _field(message.attributes, _Attribute.INDEX, _U32)
 
 
 def connected_in(message: Message) -> dict[int, bool]:
-    """Whether devices are in use, by their index, in an answer to STATUS. Raises ProtocolError."""
+    """Whether devices are in use, by index, from an answer to STATUS. Raises ProtocolError."""
     found = {}
     for kind, item in _attributes(message.attributes.get(_Attribute.DEVICES, b"")):
         if kind == _DEVICE_ITEM:

@@ -1,7 +1,7 @@
 """The server's end of the NBD protocol. Pure: see ``nbd.py``.
 
-The exports are read-only. A request is judged before anything is done for it; what it may then ask
-for is in the export and of bounded size.
+The exports are read-only. A request is judged before it is executed; an accepted one is within the
+export and of limited size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,15 +30,15 @@ from lazyfs.protocols.nbd import (
 LARGEST_UNBROKEN = 1 << 20  # bytes that a client may forbid to be fragmented
 
 _CONTEXTS = {1: nbd.ALLOCATION, 2: nbd.CACHED}
-_MOST_EXTENTS = 4096  # in one reply, so that none takes long; the client asks on
-_PREFERRED = 4096  # bytes: what clients align to when they can choose
+_MOST_EXTENTS = 4096  # in one reply, so that none takes long; the client then asks for more
+_PREFERRED = 4096  # bytes: the preferred alignment of requests
 _WRITING = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
 _ALLOWED_FLAGS = {Command.READ: nbd.DF, Command.BLOCK_STATUS: nbd.REQ_ONE, Command.CACHE: 0}
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What is told about an image. ``size``: bytes."""
+    """An export, as described to clients. ``size``: bytes."""
 
     name: str
     description: str
@@ -47,7 +47,7 @@ class ExportInfo:
 
 @dataclass(frozen=True)
 class Session:
-    """What a handshake has settled. ``contexts``: metadata contexts by their number."""
+    """The result of a handshake. ``contexts``: the selected metadata contexts, by number."""
 
     export: ExportInfo
     style: Style
@@ -55,10 +55,10 @@ class Session:
 
 
 class Handshake:
-    """One client's choice among ``exports``, the first of which is the default."""
+    """The handshake with one client. The first of ``exports`` is the default."""
 
     def __init__(self, exports: Sequence[ExportInfo], *, tls: bool = False) -> None:
-        """``tls``: whether nothing is said unencrypted."""
+        """``tls``: whether TLS is required."""
         self._default = exports[0]
         self._exports = {export.name: export for export in exports}
         self._tls = tls
@@ -69,7 +69,7 @@ class Handshake:
         self._contexts_of: ExportInfo | None = None
 
     def run(self) -> Dialogue[Session | None]:
-        """Returns what was settled, or None when the client goes. Raises ProtocolError."""
+        """Returns the session, or None if the client aborts. Raises ProtocolError."""
         offered = nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES
         yield Send(nbd.HELLO.pack(nbd.GREETING, nbd.NEWSTYLE) + nbd.U16.pack(offered))
         (flags,) = nbd.U32.unpack((yield Receive(4)))
@@ -91,10 +91,10 @@ class Handshake:
                 return session
             if number == Option.STARTTLS and answer == option_reply(number, Reply.ACK):
                 yield StartTls()
-                self._encrypted = True  # nothing was settled before: all was refused
+                self._encrypted = True  # no state to reset: all options before were refused
 
     def _export_name(self, data: bytes) -> Dialogue[Session]:
-        """The one option that has no way to refuse but to hang up."""
+        """Answer EXPORT_NAME, the one option that can be refused only by disconnecting."""
         if self._tls and not self._encrypted:
             raise ProtocolError("the client asks for an export without TLS")
         if self._style is Style.EXTENDED:
@@ -107,7 +107,7 @@ class Handshake:
         return self._session(export)
 
     def _answer(self, number: int, data: bytes) -> tuple[bytes, Session | None]:
-        """What to reply to an option, and the session if it ends the handshake."""
+        """The reply to an option, and the session if it ends the handshake."""
         if number == Option.ABORT:
             return option_reply(number, Reply.ACK), None
         if self._tls and not self._encrypted and number != Option.STARTTLS:
@@ -167,7 +167,7 @@ class Handshake:
         return b"".join([*replies, option_reply(number, Reply.ACK)]), session
 
     def _meta_context(self, number: int, fields: Fields) -> bytes:
-        """List contexts, or select some in the place of those that were selected before."""
+        """List contexts, or select some, replacing the previous selection."""
         selecting = number == Option.SET_META_CONTEXT
         if selecting:
             self._contexts, self._contexts_of = {}, None
@@ -211,7 +211,7 @@ _SWITCHES: dict[int, Style] = {
 
 
 def _is_listed(context: str, queries: Sequence[str]) -> bool:
-    """Whether a context is among what is asked for; a namespace alone means all in it."""
+    """Whether a context matches the queries; a namespace alone matches all its contexts."""
     namespace = context.partition(":")[0] + ":"
     return not queries or context in queries or namespace in queries
 
@@ -221,7 +221,7 @@ def _refusal(number: int, reply: Reply, why: str) -> bytes:
 
 
 class RequestReader:
-    """Requests out of a stream of bytes. What a client sends along to be written is skipped."""
+    """Parses requests from a stream of bytes. Payloads of write requests are skipped."""
 
     def __init__(self, style: Style) -> None:
         self._wide = style is Style.EXTENDED
@@ -231,7 +231,7 @@ class RequestReader:
         self._skip = 0  # bytes of a payload that are still to come
 
     def feed(self, data: bytes | bytearray) -> list[Request]:
-        """The requests that are whole now. Raises ProtocolError."""
+        """The requests that are complete now. Raises ProtocolError."""
         data = self._unread + data
         position = 0
         found: list[Request] = []
@@ -251,7 +251,7 @@ class RequestReader:
             found.append(request)
 
     def _payload(self, request: Request) -> int:
-        """Bytes that follow the head of a request."""
+        """The length of a request's payload, in bytes."""
         if self._wide:
             follows = bool(request.flags & nbd.PAYLOAD_LEN)
         else:
@@ -262,7 +262,7 @@ class RequestReader:
 
 
 def judge(request: Request, session: Session) -> tuple[Error, str] | None:
-    """Why a request cannot be done, for the client and for a person; None if it can."""
+    """Why a request is refused: the error code and a text; None if it is accepted."""
     command, length = request.command, request.length
     if command in _WRITING:
         return Error.PERM, "the export is read-only"
@@ -293,17 +293,17 @@ def _judge_read(request: Request, session: Session) -> tuple[Error, str] | None:
 
 
 def success(style: Style, request: Request) -> bytes:
-    """The whole reply to a request that brings nothing."""
+    """The whole reply to a request without a result."""
     if style is Style.SIMPLE:
         return nbd.SIMPLE_HEAD.pack(nbd.SIMPLE_REPLY, 0, request.cookie)
     return _chunk(style, request, Chunk.NONE, 0, done=True)
 
 
 def data_head(style: Style, request: Request, offset: int, length: int) -> bytes:
-    """What stands before ``length`` bytes of data for READ.
+    """The head before ``length`` bytes of data for a READ.
 
-    It is the last chunk if these are the last bytes of what was asked for. A simple reply has one
-    head, before its first bytes.
+    It is the last chunk if these are the last bytes of the request. A simple reply has one head,
+    before its first bytes.
     """
     if style is Style.SIMPLE:
         first = offset == request.offset
@@ -314,7 +314,7 @@ def data_head(style: Style, request: Request, offset: int, length: int) -> bytes
 
 
 def failure(style: Style, request: Request, error: Error, why: str) -> bytes:
-    """The reply, or the end of it, to a request that failed. ``why``: for a person."""
+    """The reply, or the end of it, to a failed request. ``why``: a text for the user."""
     if style is Style.SIMPLE:
         return nbd.SIMPLE_HEAD.pack(nbd.SIMPLE_REPLY, error, request.cookie)
     message = why.encode()[: nbd.LONGEST_STRING].decode(errors="ignore").encode()
@@ -325,9 +325,9 @@ def failure(style: Style, request: Request, error: Error, why: str) -> bytes:
 def status(
     style: Style, request: Request, context: int, extents: Iterable[Extent], *, done: bool
 ) -> bytes:
-    """A chunk that says what holds in a context, extent after extent from the offset on.
+    """A chunk with the extents of a context, from the request's offset on.
 
-    Neighbours that are alike become one. ``done``: it is the last chunk.
+    Adjacent extents with equal flags are joined. ``done``: whether it is the last chunk.
     """
     wide = style is Style.EXTENDED
     extent = nbd.WIDE_EXTENT if wide else nbd.COMPACT_EXTENT
@@ -341,7 +341,7 @@ def status(
 
 
 def _status_extents(request: Request, extents: Iterable[Extent], *, wide: bool) -> list[Extent]:
-    """These extents, joined, as far as they were asked for and one reply can hold them."""
+    """The extents, joined, and cut to the request and to the limits of one reply."""
     joined: list[Extent] = []
     left = request.length if wide else min(request.length, nbd.MAX_COMPACT)
     for whole, flags in extents:

@@ -1,6 +1,6 @@
-"""A dialogue of the NBD protocol, held over a stream of trio.
+"""Running dialogues of the NBD protocol over a trio stream.
 
-Raises EndOfStream when the other end goes in the middle of it, and what trio raises when the
+Raises EndOfStream if the other end disconnects in the middle, and trio's exceptions if the
 connection breaks.
 """
 
@@ -11,19 +11,19 @@ import trio
 from lazyfs.core.errors import InternalError
 from lazyfs.protocols.nbd import Dialogue, ProtocolError, Receive, ReceiveSome, Send, Step, T
 
-_RECEIVE = 256 << 10  # bytes asked of the stream at a time
-_JOIN = 64 << 10  # bytes up to which copying costs less than another call
+_RECEIVE = 256 << 10  # bytes requested from the stream at a time
+_JOIN = 64 << 10  # bytes: up to this, copying costs less than another call
 
 
 class EndOfStream(ProtocolError):
-    """The other end has closed the connection in the middle of something."""
+    """The other end has closed the connection in the middle of a dialogue."""
 
     def __init__(self) -> None:
         super().__init__("the other end has closed the connection")
 
 
 class Wire:
-    """A stream, and what was received of it that nobody has taken yet."""
+    """A stream with a buffer of received bytes."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -39,7 +39,7 @@ class Wire:
             await self.stream.send_all(content)
 
     async def receive_some(self, most: int = _RECEIVE) -> bytes:
-        """Some bytes; none at the end of the stream."""
+        """Receive some bytes; none at the end of the stream."""
         if self._unread:
             return self._take(most)
         received = await self.stream.receive_some(_RECEIVE)
@@ -49,7 +49,7 @@ class Wire:
         return bytes(received)
 
     async def receive(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Receive exactly ``count`` bytes. Raises EndOfStream."""
         while len(self._unread) < count:
             received = await self.stream.receive_some(_RECEIVE)
             if not received:
@@ -58,9 +58,9 @@ class Wire:
         return self._take(count)
 
     async def start_tls(self, context: ssl.SSLContext, host: str | None, *, server: bool) -> None:
-        """Encrypt all that follows. ``host``: whose certificate is expected.
+        """Start TLS. ``host``: the name that the other end's certificate must be for.
 
-        What came before its time was not encrypted, and may be anybody's.
+        Raises ProtocolError if data are already buffered: unencrypted, they may be injected.
         """
         if self._unread:
             raise ProtocolError("the other end goes on unencrypted after asking for TLS")
@@ -87,9 +87,10 @@ async def converse(
     *,
     server: bool = False,
 ) -> T:
-    """Hold a dialogue to its end; returns its result. ``tls``: for a dialogue that may ask for it.
+    """Run a dialogue to its end; returns its result.
 
-    ``host``: whose certificate a client expects.
+    ``tls``: for a dialogue that may start TLS.
+    ``host``: the name that the server's certificate must be for.
     """
     try:
         step = next(dialogue)
@@ -108,7 +109,7 @@ async def take_step(
     *,
     server: bool = False,
 ) -> bytes:
-    """Do what a dialogue wants next; returns the bytes that it is to be sent."""
+    """Execute a dialogue's step; returns the bytes to send to the dialogue."""
     if isinstance(step, Send):
         await wire.send(step.content)
     elif isinstance(step, Receive):

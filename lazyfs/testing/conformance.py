@@ -35,7 +35,7 @@ from types import AsyncGeneratorType
 from typing import TypeVar
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
@@ -65,6 +65,10 @@ _COUNTERS = (  # of the statistics: they never go down
     "damaged",
     "evicted",
 )
+
+
+class ContractBroken(AssertionError):
+    """A rule of the contract, and the operation that broke it."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +227,10 @@ def _drawn_ranges(
 def _steps(verbs: Sequence[str], ranges: st.SearchStrategy[Range]) -> st.SearchStrategy[Step]:
     return st.builds(
         Step,
-        st.sampled_from(verbs),
-        st.lists(ranges, min_size=1, max_size=_MOST_RANGES).map(tuple),
-        st.sampled_from(Priority),
-        st.integers(0, _MOST_ROUNDS),
+        verb=st.sampled_from(verbs),
+        ranges=st.lists(ranges, min_size=1, max_size=_MOST_RANGES).map(tuple),
+        priority=st.sampled_from(Priority),
+        rounds=st.integers(0, _MOST_ROUNDS),
     )
 
 
@@ -239,6 +243,7 @@ def _check_drawn(
         max_examples=examples,
         deadline=None,
         database=None,
+        phases=[Phase.generate, Phase.shrink],
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow],
     )
@@ -249,7 +254,7 @@ def _check_drawn(
     try:
         sequence()
     except Flaky as error:
-        raise AssertionError(f"the same operations fail at one time only: {error}") from error
+        raise ContractBroken(f"the same operations fail at one time only: {error}") from error
 
 
 # How it is tried
@@ -265,14 +270,14 @@ async def _attempt(
     A failure is carried out of the block by hand: a nursery there would wrap it, and closing may
     fail as well, because of it.
     """
-    failure: AssertionError | None = None
+    failure: ContractBroken | None = None
     try:
         async with opened() as subject:
             failure = await _failure_of(partial(perform, subject))
     except Exception as error:
         if failure is None:
             what = "opening it, running its tasks or leaving it"
-            raise AssertionError(f"{what} raised {error!r}") from error
+            raise ContractBroken(f"{what} raised {error!r}") from error
     if failure is not None:
         raise failure
     for _ in range(2):  # the block may have closed it, or not
@@ -289,24 +294,25 @@ def _doing(what: str, patience: float) -> Iterator[None]:
     with trio.move_on_after(patience) as scope:
         try:
             yield
-        except AssertionError:
+        except ContractBroken:
             raise
         except Exception as error:
-            raise AssertionError(f"{what} raised {error!r}") from error
+            raise ContractBroken(f"{what} raised {error!r}") from error
     if scope.cancelled_caught:
-        raise AssertionError(f"{what} has not come to an end within {patience:g} seconds")
+        raise ContractBroken(f"{what} has not come to an end within {patience:g} seconds")
 
 
 def _require(holds: bool, complaint: str) -> None:
     if not holds:
-        raise AssertionError(complaint)
+        raise ContractBroken(complaint)
 
 
-async def _failure_of(call: Callable[[], Awaitable[None]]) -> AssertionError | None:
+async def _failure_of(call: Callable[[], Awaitable[None]]) -> ContractBroken | None:
     """The failure of a call, to be raised where nothing wraps it."""
     try:
-        await call()
-    except AssertionError as error:
+        with _doing("a part of it that must not raise anything", float("inf")):
+            await call()
+    except ContractBroken as error:
         return error
     return None
 
@@ -318,7 +324,7 @@ async def _together(
 
     ``rounds``: of the event loop, after which they are cancelled; None for never.
     """
-    failures: list[AssertionError] = []
+    failures: list[ContractBroken] = []
 
     async def run(call: Callable[[], Awaitable[None]]) -> None:
         failure = await _failure_of(call)
@@ -384,7 +390,7 @@ def _compare(what: str, found: bytes, wanted: bytes) -> None:
     )
     if found != wanted:
         place = next(n for n in range(len(wanted)) if found[n] != wanted[n])
-        raise AssertionError(
+        raise ContractBroken(
             f"{what} brought wrong bytes: number {place} of them is {found[place]:#04x}, "
             f"and should be {wanted[place]:#04x}"
         )
@@ -584,7 +590,7 @@ class _DeviceTrial:
         try:
             await self._device.wait_complete(offset, length)
         except Exception as error:
-            raise AssertionError(f"wait_complete({offset}, {length}) raised {error!r}") from error
+            raise ContractBroken(f"wait_complete({offset}, {length}) raised {error!r}") from error
 
     async def _wait_for_all(self) -> None:
         with self._doing("wait_complete()"):
@@ -595,8 +601,9 @@ class _DeviceTrial:
 
     def _look(self) -> None:
         """See that all that can be seen without asking for bytes is as it should be."""
-        _check_identity(self._device.identity, self._identity, self._size)
-        _check_link("link", self._device.link)
+        with self._doing("a look at identity and link"):
+            _check_identity(self._device.identity, self._identity, self._size)
+            _check_link("link", self._device.link)
         with self._doing("statistics()"):
             now = asdict(self._device.statistics())
         for name, value in now.items():
@@ -743,7 +750,7 @@ class _SourceTrial:
     async def _one_slot(self, what: str, priority: Priority = Priority.DEMAND) -> Slot:
         with self._doing(what):
             return await self._source.slot(priority)
-        raise AssertionError(what)  # it has been raised already
+        raise ContractBroken(what)  # it has been raised already
 
     @asynccontextmanager
     async def _slot(self, priority: Priority) -> AsyncIterator[Slot]:
@@ -825,7 +832,7 @@ class _SourceTrial:
                 if not may_fail:
                     raise
             if good and isinstance(pieces, AsyncGeneratorType) and pieces.ag_frame is not None:
-                raise AssertionError(
+                raise ContractBroken(
                     f"{what} was left early, and its generator is still open: "
                     "it should be inside of contextlib.aclosing"
                 )
@@ -869,10 +876,11 @@ class _SourceTrial:
 
     def _look(self, identity: Identity) -> None:
         """See that all that can be seen without asking for bytes is as it should be."""
-        _check_identity(self._source.identity, identity, self._size)
-        _check_link("link", self._source.link)
-        self._require_no_trouble("with nothing amiss")
-        begins = self._reference.startswith(self._source.opening)
+        with self._doing("a look at identity, link, trouble and opening"):
+            _check_identity(self._source.identity, identity, self._size)
+            _check_link("link", self._source.link)
+            self._require_no_trouble("with nothing amiss")
+            begins = self._reference.startswith(self._source.opening)
         _require(begins, f"opening is no beginning of the image: {self._source.opening[:20]!r}...")
 
 

@@ -1,8 +1,10 @@
 """``lazyfs attach`` and ``detach`` with a kernel that has NBD."""
 
+import hashlib
 import time
 from pathlib import Path
 
+from real.images import MIB
 from real.servers import Nginx
 
 from .attached import Place
@@ -40,6 +42,26 @@ def test_the_partitions_of_a_disk_are_there_when_the_command_returns(
         place.guest.run_well("diff", "--recursive", "-x", "lost+found", directory, tree)
         attached.umount()
     assert attached.detach().code == 0
+
+
+def test_a_partition_is_a_device_by_itself(place: Place, disks: Disks, nginx: Nginx) -> None:
+    """The view is attached, and not the disk; one file of 1 MiB costs little of 4 GiB."""
+    disk = disks.disk()
+    for number, kind, size in ((1, "ext4", 160), (2, "xfs", 320), (3, "squashfs", 108)):
+        before = nginx.body_bytes()
+        attached = place.attach(f"{url(nginx, disk)}#part={number}")
+        sectors = place.guest.run_well("cat", f"/sys/block/{attached.device[5:]}/size")
+        assert int(sectors) * 512 == size * MIB
+        directory = attached.mount(kind)
+        if kind == "xfs":
+            digest = place.guest.run_well("md5sum", f"{directory}/probe.bin").split()[0]
+            content = (disks.root / "probe.xfs.bin").read_bytes()
+            assert digest == hashlib.md5(content).hexdigest()
+            assert nginx.body_bytes() - before < 8 * MIB
+        else:
+            place.guest.run_well("diff", "-r", f"{directory}/deep/er", disks.tree() / "deep/er")
+        attached.umount()
+        assert attached.detach().code == 0
 
 
 def test_a_device_in_use_is_not_detached_and_its_holders_are_named(

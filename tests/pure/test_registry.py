@@ -40,7 +40,7 @@ def kinds(head: bytes) -> list[str]:
         (tar_of_one_file(), "tar"),
         (at(0, b"hsqs"), "squashfs"),
         (at(1024, struct.pack("<L", 0xE0F5E1E2)), "erofs"),
-        (at(1080, struct.pack("<H", 0xEF53)), "ext2, ext3 or ext4"),
+        (at(1080, struct.pack("<H", 0xEF53)), "ext2"),
         (at(64 * 1024 + 64, b"_BHRfS_M"), "btrfs"),
         (at(0, b"XFSB"), "xfs"),
         (at(16 * 2048, b"\1CD001\1"), "ISO 9660"),

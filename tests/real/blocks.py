@@ -145,6 +145,7 @@ def plant_host(place: Path) -> Path:
     (tree / "boot/grub.cfg").write_text("menuentry lazy {}\n")
     _make_iso(tree, root / "boot.iso")
     (root / "disk.raw").write_bytes(os.urandom((2 << 20) + 777))
+    _make_disk(root / "filesystem.squashfs", root / "vm.raw")
     _make_iso(_plant_live_medium(place / "live", root / "filesystem.squashfs"), root / "live.iso")
     return root
 
@@ -159,6 +160,23 @@ def _plant_live_medium(tree: Path, squashfs: Path) -> Path:
     (tree / "live/vmlinuz").write_bytes(os.urandom(530_000))
     (tree / "live/filesystem.squashfs").hardlink_to(squashfs)
     return tree
+
+
+def _make_disk(filesystem: Path, image: Path) -> None:
+    """A disk with a GPT: something to boot from, and a root filesystem."""
+    content = filesystem.read_bytes()
+    image.write_bytes(bytes(2 << 20) + content + bytes(2 << 20))
+    table = (
+        "label: gpt\nstart=1MiB, size=1MiB, name=boot, type=21686148-6449-6E6F-744E-656564454649\n"
+        f"start=2MiB, size={-(-len(content) // 1024)}KiB, name=root\n"
+    )
+    tool = need_tool("sfdisk", "fdisk")
+    subprocess.run(
+        [tool, "--quiet", "--wipe-partitions", "never", image],
+        input=table.encode(),
+        check=True,
+        timeout=60,
+    )
 
 
 def _make_iso(tree: Path, image: Path) -> None:

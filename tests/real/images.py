@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .mounts import IS_ROOT, need_tool, run, run_well
@@ -81,6 +81,27 @@ class Images:
             if path:
                 run_well([need_tool("mkfs.erofs", "erofs-utils"), path, tree], _MAKE_LIMIT)
         return self.root / "tree.erofs"
+
+    def disk(self) -> Path:
+        """4 GiB, sparse: a GPT with an ext4, an xfs and a squashfs, and a partition of zeros."""
+        filesystems = self.ext4(), self._xfs(), self.squashfs()
+        with self._making("disk.raw") as path:
+            if path:
+                _partition(path, filesystems)
+        return self.root / "disk.raw"
+
+    def _xfs(self) -> Path:
+        """A filesystem with the 1 MiB file ``probe.bin``."""
+        with self._making("probe.xfs") as path:
+            if path:
+                content, prototype = path.with_suffix(".bin"), path.with_suffix(".proto")
+                content.write_bytes(random.Random(11).randbytes(MIB))
+                prototype.write_text(f"boot\n0 0\nd--755 0 0\nprobe.bin ---644 0 0 {content}\n$\n")
+                with open(path, "wb") as file:
+                    file.truncate(320 * MIB)
+                tool = need_tool("mkfs.xfs", "xfsprogs")
+                run_well([tool, "-q", "-L", "probe", "-p", prototype, path], _MAKE_LIMIT)
+        return self.root / "probe.xfs"
 
     def large_squashfs(self) -> tuple[Path, str]:
         """A squashfs of 1 GiB in 6,000 files, and the SHA-256 of the file PROBE in it."""
@@ -223,3 +244,27 @@ def _find_packaged(package: str, member: str, directory: Path) -> Path:
         done = run(["dpkg-deb", "-x", archives[-1], unpacked], limit=_MAKE_LIMIT)
         assert done.returncode == 0, done.stderr
     return unpacked / member
+
+
+def _partition(path: Path, filesystems: Sequence[Path]) -> None:
+    """A disk with a partition for each filesystem, named like its kind, and an empty one."""
+    with open(path, "wb") as file:
+        file.truncate(4 << 30)
+    start, lines = MIB, ["label: gpt"]
+    for filesystem in filesystems:
+        length = -(-filesystem.stat().st_size // MIB) * MIB
+        name = filesystem.suffix[1:]
+        lines.append(f'start={start // 512}, size={length // 512}, type=L, name="{name}"')
+        run_well(
+            ["dd", f"if={filesystem}", f"of={path}", "bs=1M", f"seek={start // MIB}",
+             "conv=notrunc,sparse", "status=none"],
+            _MAKE_LIMIT,
+        )  # fmt: skip
+        start += length
+    lines.append(f'start={start // 512}, size={64 * MIB // 512}, name="empty"')
+    script = path.with_suffix(".sfdisk")
+    script.write_text("\n".join(lines) + "\n")
+    with open(script) as stdin:
+        subprocess.run(
+            [need_tool("sfdisk", "fdisk"), "--quiet", "--wipe-partitions", "never", path], stdin=stdin, check=True, timeout=60
+        )

@@ -59,7 +59,7 @@ def test_extended_attributes(lab: Lab, scripted: Scripted) -> None:
     with lab.mounted(url) as mounted:
         names = os.listxattr(mounted.image)
         assert sorted(names) == [
-            f"user.lazyfs.{n}" for n in ("cache", "cached", "identity", "statistics", "url")
+            f"user.lazyfs.{n}" for n in ("cached", "identity", "statistics", "url", "view")
         ]
         assert os.getxattr(mounted.image, "user.lazyfs.url") == url.encode()
         assert mounted.cached() == FIRST_BYTES

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.daemon.handover import ExportedFile, Outcome, hand_over
+from lazyfs.daemon.handover import ExportedFile, LocalCopy, Outcome, hand_over
 from lazyfs.sources.file import FileDevice
 
 from .images import MIB, Images, listing
@@ -97,11 +97,12 @@ class Looped:
 
 @contextlib.contextmanager
 def looped(
-    lab: Lab, *arguments: str, at: Path | None = None, troubled: bool = False
+    lab: Lab, *arguments: str, at: Path | None = None, troubled: bool = False, says: str = ""
 ) -> Iterator[Looped]:
     """``lazyfs loop ARGUMENTS MOUNTPOINT``, mounted for as long as the block lasts.
 
-    ``troubled``: the daemon may log warnings and errors; otherwise none is accepted.
+    ``troubled``: the daemon may log warnings and errors; otherwise none is accepted. ``says``: what
+    the command prints on stderr.
     """
     at = at or lab.mountpoint()
     log = lab.directory / f"loop-{at.name}.log"
@@ -109,7 +110,7 @@ def looped(
     done = lab.start(*words)
     if "unknown filesystem type" in done.stderr:
         pytest.skip(f"this kernel cannot mount it: {done.stderr}")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", says)
     device = Path(mount_line(at).split(" ")[0])
     file = backing(device)
     assert file is not None
@@ -544,10 +545,10 @@ async def test_a_writable_loop_device_stays_where_it_is(
         filesystem = f"{os.major(on)}:{os.minor(on)}"
         image = FileDevice(copy)
         (other,) = await hand_over(
-            ExportedFile(image, copy, file, "0:0")
+            ExportedFile(image, LocalCopy(copy), file, "0:0")
         )  # a file of the same name
         assert other == Outcome(str(device), "it stands on something else")
-        (outcome,) = await hand_over(ExportedFile(image, copy, file, filesystem))
+        (outcome,) = await hand_over(ExportedFile(image, LocalCopy(copy), file, filesystem))
         assert outcome == Outcome(str(device), "Invalid argument")
         assert backing(device) == file
         assert run_well(["head", "-c", "4", device]) == "xxxx"

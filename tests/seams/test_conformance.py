@@ -3,10 +3,11 @@
 import itertools
 import shutil
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -46,6 +47,7 @@ from lazyfs.testing.memory import MemoryDevice, MemorySource
 BLOCK = 4096
 SECTOR = 512
 CONTENT = noise(5 * BLOCK + 100) + bytes(3 * BLOCK) + noise(BLOCK + 7, seed=1)
+SMALL = noise(300, seed=2)
 IDENTITY = Identity(len(CONTENT), '"v1"')
 EDGES = (BLOCK, 6 * BLOCK)
 WINDOW = Span(BLOCK + 5, 7 * BLOCK)
@@ -53,12 +55,29 @@ INNER = Span(3, 4 * BLOCK - 1)
 PARTITION = Span(9 * SECTOR, 60 * SECTOR)
 
 Announce = Callable[..., None]
+Anew = Callable[[Callable[[Path], Any]], Callable[[], Any]]
 
 
 def mbr(content: bytes) -> bytes:
     """``content`` with a partition table in its first sector."""
     entry = struct.pack("<B3xB3xLL", 0, 0x83, 9, PARTITION.length // SECTOR)
     return bytes(446) + entry + bytes(48) + b"\x55\xaa" + content[SECTOR:]
+
+
+@pytest.fixture
+def anew(tmp_path: Path) -> Anew:
+    """Opens a Device or a Source in a directory of its own each time."""
+    numbers = itertools.count()
+
+    def opened_anew(opened: Callable[[Path], Any]) -> Callable[[], Any]:
+        def open_it() -> Any:
+            place = tmp_path / str(next(numbers))
+            place.mkdir()
+            return opened(place)
+
+        return open_it
+
+    return opened_anew
 
 
 # Devices, each with a directory of its own
@@ -207,18 +226,15 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_a_device_keeps_the_contract(kind: Kind, tmp_path: Path, expected_log: Announce) -> None:
+def test_a_device_keeps_the_contract(kind: Kind, anew: Anew, expected_log: Announce) -> None:
     expected_log("the cache cannot hold all of it; the fill stops", required=False)
     expected_log("the cache takes no more", required=False)
-    numbers = itertools.count()
-
-    def opened() -> AbstractAsyncContextManager[Device]:
-        place = tmp_path / str(next(numbers))
-        place.mkdir()
-        return kind.opened(place)
-
     check_device(
-        opened, kind.reference, edges=EDGES, remembers=kind.remembers, complete=kind.complete
+        anew(kind.opened),
+        kind.reference,
+        edges=EDGES,
+        remembers=kind.remembers,
+        complete=kind.complete,
     )
 
 
@@ -243,7 +259,7 @@ async def fake_source(place: Path) -> AsyncIterator[Source]:
 
 
 class Clamped(HttpSource):
-    """As it should be: HttpSource speaks of bytes beyond the end, and of nothing as a run."""
+    """As it should be: see the test that is expected to fail."""
 
     async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
         here = clamp(offset, length, self.identity.size).length
@@ -321,7 +337,6 @@ SOURCES = {
     "fake": fake_source,
     "HTTP": http_source,
     "HTTP, with its opening": http_source_with_opening,
-    "HTTP, by the fallback path": http_source_by_fallback,
     "HTTP, behind a redirect": redirected_source,
     "NBD": nbd_source,
 }
@@ -329,13 +344,482 @@ SOURCES = {
 
 @pytest.mark.parametrize("opened", SOURCES.values(), ids=list(SOURCES))
 def test_a_source_keeps_the_contract(
-    opened: Callable[[Path], AbstractAsyncContextManager[Source]], tmp_path: Path
+    opened: Callable[[Path], AbstractAsyncContextManager[Source]], anew: Anew
 ) -> None:
-    numbers = itertools.count()
+    check_source(anew(opened), CONTENT, edges=EDGES)
 
-    def opened_anew() -> AbstractAsyncContextManager[Source]:
-        place = tmp_path / str(next(numbers))
-        place.mkdir()
-        return opened(place)
 
-    check_source(opened_anew, CONTENT, edges=EDGES)
+@pytest.mark.filterwarnings("ignore:Async generator 'httpcore.*:ResourceWarning")
+def test_the_fallback_path_keeps_the_contract(anew: Anew) -> None:
+    check_source(anew(http_source_by_fallback), CONTENT, edges=EDGES)
+
+
+@pytest.mark.xfail(reason="HttpSource.zeros does not clamp its range")
+async def test_zeros_of_an_http_source_end_with_the_image(tmp_path: Path) -> None:
+    async with http_source(tmp_path) as source:
+        await source.open()
+        assert await HttpSource.zeros(source, len(CONTENT) - 5, 10) == [(5, False)]  # type: ignore[arg-type]
+        assert await HttpSource.zeros(source, 0, 0) == []  # type: ignore[arg-type]
+
+
+# The check itself
+
+
+def device_check_of(device: Callable[[], Device], **promises: Any) -> None:
+    """Check a Device that needs nothing."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Device]:
+        yield device()
+
+    check_device(opened, SMALL, edges=(100,), **promises)
+
+
+def source_check_of(source: Callable[[], Source], **promises: Any) -> None:
+    """Check a Source that needs nothing."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Source]:
+        yield source()
+
+    check_source(opened, SMALL, edges=(100,), **promises)
+
+
+class Right(MemoryDevice):
+    """To be made wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(SMALL)
+
+
+class Short(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        return (await super().read(offset, length))[:200]
+
+
+class Shifted(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        found = await super().read(offset, length)
+        return found if offset < 99 else found[1:] + found[:1]
+
+
+class Mutable(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        return bytearray(await super().read(offset, length))  # type: ignore[return-value]
+
+
+class Failing(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        if offset == len(SMALL):
+            raise SourceError("there is nothing")
+        return await super().read(offset, length)
+
+
+class Hanging(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        if length == 1:
+            await trio.sleep_forever()
+        return await super().read(offset, length)
+
+
+class Easily(Right):
+    """It does not stand being cancelled."""
+
+    broken = False
+
+    def ready(self, offset: int, length: int) -> bool:
+        return False
+
+    async def read(self, offset: int, length: int) -> bytes:
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.broken = True
+            raise
+        return b"" if self.broken else await super().read(offset, length)
+
+
+class Alone(Right):
+    """It does not stand two readers."""
+
+    reading = False
+
+    def ready(self, offset: int, length: int) -> bool:
+        return False
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if self.reading:
+            raise RuntimeError("somebody reads already")
+        self.reading = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self.reading = False
+        return await super().read(offset, length)
+
+
+class CachedBeyond(Right):
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        if length:
+            yield min(length, 1000), True
+
+
+class CachedOfNothing(Right):
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        yield clamp(offset, length, len(SMALL)).length, True
+
+
+class CachedInPart(Right):
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return itertools.islice(super().cached(offset, min(length, 250)), 1)
+
+
+class Forgetful(Right):
+    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return ((run, False) for run, _ in super().cached(offset, length))
+
+
+class ZerosOfOthers(Right):
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return [(run, True) for run, _ in await super().zeros(offset, length)]
+
+
+class NoZeros(Right):
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return []
+
+
+class NotReady(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        await trio.sleep(0.0001)
+        return await super().read(offset, length)
+
+
+class NothingNotReady(Right):
+    def ready(self, offset: int, length: int) -> bool:
+        return length > 0
+
+
+class BadHint(Right):
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        if offset + length > len(SMALL):
+            raise ValueError("there is no such range")
+
+
+class SlowHint(Right):
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        if priority is Priority.FILL:
+            await trio.sleep(0.0001)
+
+
+class HintChanges(Right):
+    async def ensure(self, offset: int, length: int, priority: Priority) -> None:
+        self.content = bytes(len(SMALL))
+
+
+class NeverComplete(Right):
+    async def wait_complete(self, offset: int = 0, length: int | None = None) -> None:
+        await trio.sleep_forever()
+
+
+class Negative(Right):
+    def statistics(self) -> Statistics:
+        return replace(super().statistics(), under_way=-1)
+
+
+class TooMuchCached(Right):
+    def statistics(self) -> Statistics:
+        return replace(super().statistics(), cached=len(SMALL) + 1)
+
+
+class CountsDown(Right):
+    left = 10_000
+
+    def statistics(self) -> Statistics:
+        self.left -= 1
+        return replace(super().statistics(), requests=self.left)
+
+
+class Unsteady(Right):
+    async def read(self, offset: int, length: int) -> bytes:
+        self.identity = replace(self.identity, etag='"2"')
+        return await super().read(offset, length)
+
+
+class WrongSize(Right):
+    def __init__(self) -> None:
+        super().__init__()
+        self.identity = Identity(5)
+
+
+class ClosesOnce(Right):
+    closed = False
+
+    async def aclose(self) -> None:
+        if self.closed:
+            raise OSError(9, "Bad file descriptor")
+        self.closed = True
+
+
+BAD_DEVICES: dict[type[Right], str] = {
+    Short: r"read\(0, 299\) brought 200 bytes; there are 299",
+    Shifted: r"read\(99, 2\) brought wrong bytes: number 0 of them is 0x",
+    Mutable: "returned a bytearray",
+    Failing: r"read\(300, 0\) raised SourceError\('there is nothing'\)",
+    Hanging: r"read\(0, 1\) has not come to an end within 0.1 seconds",
+    Easily: r"read\(0, 1\) brought 0 bytes; there are 1",
+    Alone: r"read\(\d+, \d+\) raised RuntimeError\('somebody reads already'\)",
+    CachedBeyond: r"cached\(0, 301\) speaks of 1 bytes beyond the range, which ends at 300",
+    CachedOfNothing: r"cached\(0, 0\) has a run of 0 bytes",
+    CachedInPart: r"cached\(0, 299\) says nothing of the last 49 bytes",
+    Forgetful: "says that bytes 0 to 1 are not held",
+    ZerosOfOthers: r"zeros\(0, 1\) says that bytes 0 to 1 are zeros, and they are not",
+    NoZeros: r"zeros\(0, 1\) says nothing, though the range is not empty",
+    NotReady: r"read\(0, 0\) waited, and ready\(0, 0\) had said that it would not",
+    NothingNotReady: r"ready\(0, 1\) is true, and ready\(0, 0\), of nothing, is not",
+    BadHint: r"ensure\(0, 301, Priority.DEMAND\) raised ValueError",
+    SlowHint: r"ensure\(0, 0, Priority.FILL\) waited, and must return at once",
+    HintChanges: r"read\(0, 300\) brought wrong bytes",
+    NeverComplete: r"wait_complete\(0, 0\) has not come to an end",
+    Negative: "under_way is -1",
+    TooMuchCached: "cached is 301, which is more than size, 300",
+    CountsDown: "requests is 9998, and was 9999",
+    Unsteady: "identity has become",
+    WrongSize: "identity.size is 5; the image has 300 bytes",
+    ClosesOnce: r"aclose\(\), called once more, raised OSError",
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), BAD_DEVICES.items(), ids=[device.__name__ for device in BAD_DEVICES]
+)
+def test_a_wrong_device_is_seen(device: type[Right], says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        device_check_of(device, remembers=device is Forgetful, patience=0.1)
+
+
+def test_a_right_device_is_not_blamed() -> None:
+    device_check_of(Right, remembers=True, complete=True)
+
+
+class RightSource(MemorySource):
+    """To be made wrong. Its pieces have up to 50 bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(SMALL)
+
+    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+        return [self.stream(*wanted) for wanted in ranges]
+
+    @asynccontextmanager
+    async def stream(
+        self, offset: int, length: int
+    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
+        async with aclosing(self.pieces(offset, length)) as pieces:
+            yield pieces
+
+    async def pieces(self, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        for start in range(offset, offset + length, 50):
+            await trio.lowlevel.checkpoint()
+            yield SMALL[start : min(start + 50, offset + length)]
+
+
+class OneTooMany(RightSource):
+    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+        return super().streams([(offset, length + 1) for offset, length in ranges])
+
+
+class EndsEarly(RightSource):
+    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+        return super().streams([(offset, min(length, 60)) for offset, length in ranges])
+
+
+class OneConnection(RightSource):
+    """All streams come on one connection, each from where the one before was left."""
+
+    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+        self.sent = bytearray()
+        for offset, length in ranges:
+            self.sent += SMALL[offset : offset + length]
+        return super().streams(ranges)
+
+    async def pieces(self, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        sent = self.sent
+        while length:
+            await trio.lowlevel.checkpoint()
+            piece = bytes(sent[: min(50, length)])
+            del sent[: len(piece)]
+            length -= len(piece)
+            yield piece
+
+
+class Open(RightSource):
+    @asynccontextmanager
+    async def stream(
+        self, offset: int, length: int
+    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
+        pieces = self.pieces(offset, length)
+        try:
+            yield pieces
+        finally:
+            self.left.append(pieces)
+
+    left: ClassVar[list[AsyncGenerator[bytes, None]]] = []
+
+
+class OtherOpening(RightSource):
+    opening = b"not how it begins"
+
+
+class OtherSize(RightSource):
+    async def open(self) -> Identity:
+        return Identity(5)
+
+
+class NotPinned(RightSource):
+    async def open(self) -> Identity:
+        return replace(self.identity, etag=None)
+
+
+class Restless(RightSource):
+    closed = False
+
+    async def rest(self) -> None:
+        self.closed = True
+
+    async def slot(self, priority: Priority) -> Slot:
+        if self.closed:
+            raise SourceError("it has gone to rest")
+        return await super().slot(priority)
+
+
+class RestsOnce(Restless):
+    async def rest(self) -> None:
+        if self.closed:
+            raise RuntimeError("it rests already")
+        await super().rest()
+
+
+class Returns(RightSource):
+    async def run(self) -> None:
+        pass
+
+
+class Stubborn(RightSource):
+    def expect(self, identity: Identity) -> None:
+        pass
+
+
+class Troubled(RightSource):
+    def failed(self, error: TransientError) -> None:
+        self.trouble = Trouble(error, trio.current_time())
+
+
+class Limited(RightSource):
+    """It has three slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = trio.Semaphore(3)
+
+    @property
+    def last(self) -> bool:  # type: ignore[override]
+        return not self.slots.value
+
+    async def slot(self, priority: Priority) -> Slot:
+        await self.slots.acquire()
+        return self
+
+    def release(self) -> None:
+        self.slots.release()
+
+
+class Keeps(Limited):
+    def release(self) -> None:
+        pass
+
+
+class SaysLast(Limited):
+    @property
+    def last(self) -> bool:  # type: ignore[override]
+        return self.slots.value <= 1
+
+
+class ZerosBeyond(RightSource):
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        return [(length, False)] if length else []
+
+
+class SourceClosesOnce(RightSource):
+    closed = False
+
+    async def aclose(self) -> None:
+        if self.closed:
+            raise OSError(9, "Bad file descriptor")
+        self.closed = True
+
+
+BAD_SOURCES: dict[type[RightSource], str] = {
+    OneTooMany: "the stream of 1 bytes at 0 brought 1 bytes more than asked for",
+    EndsEarly: "the stream of 300 bytes at 0 brought 60 bytes; there are 300",
+    OneConnection: "the stream of 99 bytes at 0 brought wrong bytes",
+    Open: "the stream of 1 bytes at 0 was left early, and its generator is still open",
+    OtherOpening: "opening is no beginning of the image: b'not how",
+    OtherSize: "identity.size is 5; the image has 300 bytes",
+    NotPinned: "identity has become",
+    Restless: r"slot\(Priority.DEMAND\) raised SourceError\('it has gone to rest'\)",
+    RestsOnce: r"rest\(\), called again, raised RuntimeError",
+    Returns: r"run\(\) returned, and must run until cancelled",
+    Stubborn: r"after expect\(Identity\(size=301.*, identity is Identity\(size=300",
+    Troubled: r"after succeeded\(\), trouble is Trouble",
+    Keeps: r"slot\(Priority.DEMAND\) has not come to an end within 0.1 seconds",
+    SaysLast: "a slot said that it was the last, and another was given",
+    ZerosBeyond: r"zeros\(0, 301\) speaks of 1 bytes beyond the range, which ends at 300",
+    SourceClosesOnce: r"aclose\(\), called once more, raised OSError",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), BAD_SOURCES.items(), ids=[source.__name__ for source in BAD_SOURCES]
+)
+def test_a_wrong_source_is_seen(source: type[RightSource], says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        source_check_of(source, patience=0.1)
+
+
+@pytest.mark.parametrize("source", [RightSource, Limited])
+def test_a_right_source_is_not_blamed(source: type[RightSource]) -> None:
+    source_check_of(source)
+
+
+def test_a_drawn_sequence_is_shown_with_its_failure() -> None:
+    class Second(Right):
+        reads = 0
+
+        async def read(self, offset: int, length: int) -> bytes:
+            self.reads += 102 < offset < 149  # no edge lies there
+            return b"" if self.reads > 1 else await super().read(offset, length)
+
+    with pytest.raises(AssertionError, match="brought 0 bytes") as caught:
+        device_check_of(Second, examples=500)
+    assert "Step(verb=" in "".join(caught.value.__notes__)
+
+
+def test_an_empty_image_cannot_be_checked() -> None:
+    with pytest.raises(ValueError, match="an empty image shows nothing"):
+        check_device(lambda: memory_device(Path()), b"")
+
+
+def test_a_device_whose_task_fails_is_seen() -> None:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Device]:
+        async with trio.open_nursery() as nursery:
+
+            async def fail() -> None:
+                raise RuntimeError("a defect")
+
+            nursery.start_soon(fail)
+            yield Right()
+
+    with pytest.raises(AssertionError, match=r"running its tasks.*RuntimeError\('a defect"):
+        check_device(opened, SMALL)

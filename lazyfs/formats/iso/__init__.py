@@ -1,1 +1,1 @@
-"""What is in an ISO image, and where in it."""
+"""Reading the directory tree of ISO 9660 and UDF images."""

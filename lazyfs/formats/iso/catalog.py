@@ -1,20 +1,19 @@
-"""The catalog of an image: reads its tree, and finds files in it.
+"""The catalog of an image: reading its tree, and finding files in it.
 
-An image may describe one tree several times. The description that is used is the first of these
-that it has:
+An image may have several descriptions of its tree. The first available one of these is used:
 
-1. Rock Ridge: all that a POSIX filesystem knows of a file, and what Linux shows.
+1. Rock Ridge: all POSIX attributes of a file; the description that Linux shows.
 2. Joliet: full names in Unicode, without owners and modes.
 3. UDF: full names too. But each of its files has a block of its own, so its tree is many times as
-   large as Joliet's. Images on which UDF alone is complete, such as those of Windows, have neither
-   of the two above. When it cannot be read, the plain names are used, with a note.
+   large as Joliet's. Images on which only UDF is complete, such as those of Windows, have neither
+   of the two above. If it cannot be read, the plain names are used, with a note.
 4. The plain names of ISO 9660, as Linux shows them: in lower case and without a version.
 
-pycdlib writes images (``writer.py``), but does not read them. Its opening is all or nothing: it
-refuses a whole image for one entry that it does not know (a file compressed by zisofs), for a name
-that is there twice or a loop of directories, and reads every description of the tree. And where it
-reads, it is not always right (in version 1.22): two neighbours of one name become one file, a file
-that ends behind the image is silently shortened, and holes of a sparse UDF file become data.
+pycdlib writes images (``cli/tour/writer.py``), but does not read them. Its open is all or nothing:
+it rejects a whole image for one unknown entry (a file compressed by zisofs), a duplicate name or a
+loop of directories, and reads every description of the tree. And it is not always right (in version
+1.22): two adjacent entries with one name become one file, a file that ends beyond the image is
+silently shortened, and holes of a sparse UDF file become data.
 """
 
 from collections.abc import Collection, Iterator
@@ -32,20 +31,20 @@ ROCK_RIDGE, JOLIET, UDF, PLAIN = "Rock Ridge", "Joliet", "UDF", "ISO 9660"
 
 
 class Catalog:
-    """What is in one image, and where. ``tree`` can be asked for more."""
+    """The tree of one image, with short cuts for common queries."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Read the tree from ``file``, which is used by one thread at a time, and not kept.
 
-        All but very large images cost some tens of reads at the most; see ``Reader``. Raises
-        ImageError when this is no image of ISO 9660 or UDF, or too damaged a one; OSError when
-        ``file`` cannot be read.
+        All but very large images cost a few tens of reads at most; see ``Reader``. Raises
+        ImageError if this is not an ISO 9660 or UDF image, or too damaged; OSError if ``file``
+        cannot be read.
         """
         self.tree = read_tree(file)
 
     @property
     def namespace(self) -> str:
-        """The description that was used: ROCK_RIDGE, JOLIET, UDF or PLAIN."""
+        """The description in use: ROCK_RIDGE, JOLIET, UDF or PLAIN."""
         return self.tree.namespace
 
     def files(self) -> Iterator[str]:
@@ -53,7 +52,7 @@ class Catalog:
         return (path for path, node in self.tree.walk() if node.kind is Kind.FILE)
 
     def extent(self, path: str) -> Extent:
-        """Where a regular file lies that is in one piece. Raises ImageError when it is not."""
+        """The extent of a regular file in one piece. Raises ImageError if it is in several."""
         extents = self.tree.extents(path)
         if len(extents) > 1:
             raise ImageError(f"{path} lies in several pieces")
@@ -61,10 +60,10 @@ class Catalog:
 
 
 def read_tree(file: BinaryIO, only: Collection[str] | None = None) -> Tree:
-    """The tree of the image in ``file``. Raises what ``Catalog`` raises.
+    """The tree of the image in ``file``. Raises the same exceptions as ``Catalog``.
 
-    ``only``: paths. A directory that leads to none of them may be left empty; so what is found in
-    such a tree is there, and what is not may be there too.
+    ``only``: paths. A directory that leads to none of them may be left empty; so nodes in such a
+    tree exist, but missing ones may exist too.
     """
     reader = Reader(file)
     head = volume.parse(reader.head(volume.HEAD))

@@ -1,12 +1,12 @@
-"""Reads an image in few and large pieces.
+"""Reading an image in few and large pieces.
 
 A tree is read level by level: all directories of a level are known before the first of them is
-read. So their bytes are gathered in one go, neighbours in one read, and then looked at from memory.
-A read may cost a round trip to a server, whatever its length.
+read. So their bytes are gathered in one step, adjacent ones in one read, and then parsed from
+memory. A read may cost a round trip to a server, whatever its length.
 
-What may be gathered is bound. No two structures of a sound image share bytes, so together they are
-no larger than the image, and no part is looked at more than twice: an image that wants more read
-leads in circles. For large images there are limits that no honest one comes near.
+The amount to gather is limited. No two structures of a valid image share bytes, so together they
+are no larger than the image, and no part is read more than twice: an image that needs more contains
+a loop. For large images there are limits that no valid one comes near.
 """
 
 from bisect import bisect_right
@@ -19,14 +19,14 @@ from lazyfs.core.ranges import Span, merged
 
 MAX_TOTAL = 256 << 20  # bytes to gather from one image
 MAX_SPAN = 64 << 20  # bytes in one structure: a directory of a million entries
-BATCH = 4 << 20  # bytes to gather at a time, as a rule: they are held in memory
-CHUNK = 8192  # entries of directories to be looked at together: they are larger in memory
+BATCH = 4 << 20  # bytes to gather at a time, usually: they are held in memory
+CHUNK = 8192  # directory entries to process together: they are larger in memory
 
 T = TypeVar("T")
 
-# Bytes between two pieces that are read along, since that is faster than to ask twice: they take
-# 5 ms at 200 Mbit/s. Not where it would mean to read much more than BATCH: then about a block of
-# the cache, which is fetched as a whole.
+# Gaps (bytes) between two pieces that are read along, which is faster than two requests: they take
+# 5 ms at 200 Mbit/s. If that would read much more than BATCH, the small gap is used: about a block
+# of the cache, which is fetched as a whole.
 _GAP, _SMALL_GAP = 128 << 10, 32 << 10
 
 
@@ -34,7 +34,7 @@ class Reader:
     """The structures of one image. ``file`` is used by one thread at a time."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Raises OSError when ``file`` cannot be read."""
+        """Raises OSError if ``file`` cannot be read."""
         self._file = file
         self.size = file.seek(0, 2)
         self._left = min(2 * self.size, MAX_TOTAL)
@@ -42,11 +42,11 @@ class Reader:
         self._pieces: list[bytes] = []
 
     def head(self, length: int) -> bytes:
-        """The image's first bytes, which count for nothing."""
+        """The image's first bytes, which do not count towards the limit."""
         return self._read(Span(0, min(length, self.size)))
 
     def gather(self, spans: Iterable[Span]) -> None:
-        """Read all of these, and forget what was gathered before. Raises ImageError, OSError."""
+        """Read these spans, replacing those gathered before. Raises ImageError or OSError."""
         wanted = [Span(max(0, span.start), min(span.stop, self.size)) for span in spans]
         self._left -= sum(span.length for span in wanted)
         if self._left < 0 or any(span.length > MAX_SPAN for span in wanted):
@@ -58,7 +58,7 @@ class Reader:
         self._pieces = [self._read(span) for span in wide]
 
     def bytes_at(self, span: Span) -> bytes:
-        """Bytes that were gathered; fewer where the image ends."""
+        """Gathered bytes; fewer at the end of the image."""
         number = bisect_right(self._starts, span.start) - 1
         if number < 0:
             return b""
@@ -77,7 +77,7 @@ class Reader:
 
 
 def batches(items: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T]]:
-    """``items`` in order, in lots of BATCH bytes or less where a single one is not longer."""
+    """``items`` in order, in lots of up to BATCH bytes, or of a single longer item."""
     lot: list[T] = []
     total = 0
     for item in items:

@@ -12,10 +12,10 @@ _DIRECTORY, _ASSOCIATED, _CONTINUED = 0x02, 0x04, 0x80
 
 
 class Record(NamedTuple):
-    """One record: an entry of a directory, or one piece of a file's."""
+    """One record: an entry of a directory, or a part of the entry of a file in several pieces."""
 
     identifier: bytes
-    block: int  # where the data begin
+    block: int  # the first block of the data
     length: int
     time: bytes
     flags: int
@@ -28,17 +28,17 @@ class Record(NamedTuple):
 
     @property
     def is_associated(self) -> bool:
-        """Whether it only accompanies the file of the same name, as a resource fork does."""
+        """Whether it belongs to the file of the same name, like a resource fork."""
         return bool(self.flags & _ASSOCIATED)
 
     @property
     def is_continued(self) -> bool:
-        """Whether the next record goes on with the same file."""
+        """Whether the next record continues the same file."""
         return bool(self.flags & _CONTINUED)
 
 
 def parse(data: bytes) -> Record | None:
-    """The record that ``data`` holds; None when it makes no sense."""
+    """Parse the record in ``data``; None if it is invalid."""
     if len(data) < _FIXED.size + 1:
         return None
     _, attributes, block, length, time, flags, unit, gap, name_length = _FIXED.unpack_from(data)
@@ -46,16 +46,16 @@ def parse(data: bytes) -> Record | None:
     if not name_length or end > len(data):
         return None
     system_use = data[end + (name_length % 2 == 0) :]
-    # An extended attribute record stands in front of the data.
+    # The data follow the extended attribute record.
     place = block + attributes
     interleaved = bool(unit or gap)
     return Record(data[_FIXED.size : end], place, length, time, flags, interleaved, system_use)
 
 
 def records(directory: bytes, block_size: int) -> Iterator[Record | None]:
-    """The records of a directory, in order; None for one that makes no sense.
+    """The records of a directory, in order; None for an invalid one.
 
-    Records never cross the end of a block: a length of zero says that the next one begins there.
+    Records never cross the end of a block: a length of zero means that the next one begins there.
     """
     offset = 0
     while offset < len(directory):
@@ -70,7 +70,7 @@ def records(directory: bytes, block_size: int) -> Iterator[Record | None]:
 
 @lru_cache(maxsize=4096)
 def seconds(time: bytes) -> int:
-    """A time of 7 bytes (clause 9.1.5) or 17 (8.4.26.1), since the epoch; 0 if it is none."""
+    """Seconds since the epoch, from 7 bytes (clause 9.1.5) or 17 (8.4.26.1); 0 if invalid."""
     try:
         if len(time) == 7:
             year, month, day, hour, minute, second = time[:6]

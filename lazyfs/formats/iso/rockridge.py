@@ -1,8 +1,8 @@
-"""Rock Ridge: what a POSIX filesystem says of a file, in a directory record's system use. Pure.
+"""Rock Ridge: the POSIX attributes of a file, in a directory record's system use. Pure.
 
-The entries of a record may go on in continuation areas elsewhere in the image (SUSP, "CE"); an
-``Entries`` takes area after area, and says where the next one is. What it does not know it skips,
-as SUSP asks.
+The entries of a record may continue in areas elsewhere in the image (SUSP, "CE"); an ``Entries``
+takes area after area, and tells where the next one is. Unknown entries are skipped, as SUSP
+demands.
 """
 
 import stat
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lazyfs.formats.iso.records import seconds
 from lazyfs.formats.tree import Kind, Node
 
-MAX_AREA = 2048  # bytes in a continuation area: it lies within a block
+MAX_AREA = 2048  # bytes in a continuation area: it is within a block
 MAX_AREAS = 16  # for one record
 
 _KINDS = {
@@ -26,16 +26,16 @@ _KINDS = {
     stat.S_IFIFO: Kind.FIFO,
     stat.S_IFSOCK: Kind.SOCKET,
 }
-_XA_LENGTH = 14  # an extended-attribute record of CD-ROM XA, which stands first
+_XA_LENGTH = 14  # an extended-attribute record of CD-ROM XA, which comes first
 
 _ZISOFS_SIZE = {b"pz": "<L", b"PZ": "<Q"}  # by the version of zisofs
 
-_CONTINUES = 1  # of a symbolic link's component: the next one belongs to the same name
+_CONTINUES = 1  # flag of a symbolic link's component: the next one belongs to the same name
 _FIXED_COMPONENTS = {2: b".", 4: b"..", 8: b"/"}
 
 
 class Area(NamedTuple):
-    """A continuation area: the block it is counted from, and bytes."""
+    """A continuation area: a block, and the offset from it and the length in bytes."""
 
     block: int
     offset: int
@@ -43,9 +43,9 @@ class Area(NamedTuple):
 
 
 def bytes_to_skip(system_use: bytes) -> int | None:
-    """How much of each system use is not SUSP's, from that of the root's own record.
+    """The bytes before SUSP's entries in each system use, from that of the root's own record.
 
-    None when the image does not use SUSP.
+    None if the image does not use SUSP.
     """
     for start in (0, _XA_LENGTH):
         entry = system_use[start : start + 7]
@@ -56,12 +56,12 @@ def bytes_to_skip(system_use: bytes) -> int | None:
 
 @dataclass(slots=True)
 class Entries:
-    """What the entries of one directory record say, so far."""
+    """The attributes from the entries of one directory record, so far."""
 
-    is_there: bool = False  # whether there was any entry that only Rock Ridge has
+    is_there: bool = False  # whether there was any entry specific to Rock Ridge
     continued: Area | None = None
     moved_to: int | None = None  # the block of the directory that belongs here
-    is_moved: bool = False  # whether it belongs elsewhere
+    is_moved: bool = False  # whether the record belongs elsewhere
     name: bytes = b""
     mode: int | None = None
     nlink: int = 1
@@ -69,13 +69,13 @@ class Entries:
     gid: int = 0
     time: bytes = b""
     target: bytes | None = None
-    goes_on: bool = False  # the last component of the target is not complete
+    goes_on: bool = False  # whether the last component of the target is incomplete
     device: tuple[int, int] = (0, 0)
     zisofs_size: int | None = None
     is_sparse: bool = False
 
     def take(self, area: bytes) -> None:
-        """Take the entries of the record itself, or of the area that ``continued`` named."""
+        """Take the entries of the record itself, or of the area ``continued``."""
         self.continued = None
         offset = 0
         while offset + 4 <= len(area):
@@ -85,12 +85,12 @@ class Entries:
             entry = area[offset : offset + length]
             if entry[:2] == b"ST":
                 break
-            with suppress(struct.error, IndexError):  # too short for what it says it is
+            with suppress(struct.error, IndexError):  # too short for its type
                 self._take(entry)
             offset += length
 
     def node(self, plain: Node) -> Node:
-        """``plain``, which is what ISO 9660 knows of it, with all that Rock Ridge says."""
+        """``plain`` (the node from ISO 9660) with the attributes from Rock Ridge."""
         node = plain
         if self.name:
             node = node._replace(name=self.name.decode("utf-8", "surrogateescape"))
@@ -115,7 +115,7 @@ class Entries:
         return node._replace(problem="it is written as a sparse file") if self.is_sparse else node
 
     def _kind(self, plain: Kind) -> Kind:
-        """The kind by the mode. But a directory is what ISO 9660 says is one: that has the data."""
+        """The kind from the mode; but ISO 9660, which has the data, decides about directories."""
         kind = _KINDS.get(stat.S_IFMT(self.mode or 0), plain)
         if self.moved_to is not None or Kind.DIRECTORY in (kind, plain):
             return plain
@@ -127,7 +127,7 @@ class Entries:
             attributes = struct.unpack_from("<L4xL4xL4xL", entry, 4)
             self.mode, self.nlink, self.uid, self.gid = attributes
         elif signature == b"NM":
-            if not entry[4] & 0b110:  # those stand for "." and "..", which have no name here
+            if not entry[4] & 0b110:  # flags for "." and "..", which have no name here
                 self.name += entry[5:]
         elif signature == b"TF":
             self.time = _modification(entry)
@@ -140,7 +140,7 @@ class Entries:
         self.is_there = True
 
     def _take_rare(self, entry: bytes) -> None:
-        """Take an entry that only special files have."""
+        """Take an entry specific to special files."""
         signature = entry[:2]
         if signature == b"SL":
             self._take_components(entry[5:])
@@ -156,7 +156,7 @@ class Entries:
             (self.zisofs_size,) = struct.unpack_from(_ZISOFS_SIZE[entry[4:6]], entry, 8)
 
     def _take_components(self, components: bytes) -> None:
-        """Put the components of a symbolic link's target behind those that came before."""
+        """Append components to a symbolic link's target."""
         target = self.target or b""
         offset = 0
         while offset + 2 <= len(components):
@@ -176,7 +176,7 @@ class Entries:
 
 
 def _modification(entry: bytes) -> bytes:
-    """The time of the last change of the data, as it is recorded; empty when it is not."""
+    """The recorded time of the last modification; empty for none."""
     flags = entry[4]
     size = 17 if flags & 0x80 else 7
     if not flags & 0b10:
@@ -187,7 +187,7 @@ def _modification(entry: bytes) -> bytes:
 
 
 def _device(high: int, low: int) -> tuple[int, int]:
-    """Major and minor number. Some writers put one in each half, some both in the low one."""
+    """Major and minor number. Some writers put one into each half, some both into the low one."""
     if high:
         return high, low
     return low >> 8 & 0xFFF, low & 0xFF | low >> 12 & 0xFFF00

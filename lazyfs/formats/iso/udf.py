@@ -1,7 +1,7 @@
-"""The structures of UDF (ECMA-167, parts 3 and 4; OSTA UDF 2.01) that make a directory tree. Pure.
+"""The structures of UDF (ECMA-167, parts 3 and 4; OSTA UDF 2.01) for directory trees. Pure.
 
-Each begins with a tag, whose checksum and CRC are tested: what passes was written as such. Byte
-positions are those of the standard.
+Each begins with a tag, whose checksum and CRC are verified, so that other data are not mistaken for
+it. Byte positions are those of the standard.
 """
 
 import binascii
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from lazyfs.core.errors import ImageError
 from lazyfs.formats.tree import HOLE, LET_THE_KERNEL, Extent, Kind
 
-BLOCK = 2048  # the logical block of all optical media, and of every image that has an ISO too
+BLOCK = 2048  # bytes: the logical block of all optical media, and of images that are also ISO 9660
 
 _ANCHOR, _PARTITION, _LOGICAL_VOLUME, _TERMINATOR = 2, 5, 6, 8
 _FILE_SET, _FILE_IDENTIFIER, _FILE_ENTRY, _EXTENDED_FILE_ENTRY = 256, 257, 261, 266
 
 _DELETED, _PARENT = 0x04, 0x08  # characteristics of a file identifier
-_EIGHT_BITS, _SIXTEEN_BITS = 8, 16  # how the characters of a name are written
+_EIGHT_BITS, _SIXTEEN_BITS = 8, 16  # the encoding of a name's characters
 _KINDS = {
     4: Kind.DIRECTORY,
     5: Kind.FILE,
@@ -31,39 +31,39 @@ _KINDS = {
     12: Kind.SYMLINK,
     249: Kind.FILE,  # real-time data
 }
-_EMBEDDED = 3  # the content stands where the list of extents would
+_EMBEDDED = 3  # the content is stored in place of the list of extents
 _DESCRIPTORS = {0: struct.Struct("<LL"), 1: struct.Struct("<LLH6x")}  # short and long ones
 _RECORDED, _CONTINUATION = 0, 3  # kinds of extents; the others are holes
 _NOBODY = 0xFFFFFFFF
 
 
 class Address(NamedTuple):
-    """A block of a partition; the partition by its place in the volume's map."""
+    """A block of a partition. ``partition``: its index in the volume's map."""
 
     block: int
     partition: int
 
 
 class Sequence(NamedTuple):
-    """A volume descriptor sequence: what an anchor points to. In bytes of the image."""
+    """A volume descriptor sequence, which an anchor points to. In bytes of the image."""
 
     offset: int
     length: int
 
 
 class UdfVolume(NamedTuple):
-    """``partitions``: where each one of the map starts, in blocks of the image."""
+    """A UDF volume. ``partitions``: the starts of those in the map, in blocks of the image."""
 
     label: str
     partitions: tuple[int, ...]
     file_set: Address
 
     def holds(self, address: Address) -> bool:
-        """Whether the address names a partition that is there."""
+        """Whether the address is in an existing partition."""
         return address.partition < len(self.partitions)
 
     def offset(self, address: Address) -> int:
-        """Where a block of a partition that is there lies in the image, in bytes."""
+        """The offset of a block of an existing partition in the image, in bytes."""
         return (self.partitions[address.partition] + address.block) * BLOCK
 
 
@@ -75,7 +75,7 @@ class Identifier(NamedTuple):
 
 
 class FileEntry(NamedTuple):
-    """What UDF knows of a file. ``fault``: why its extents cannot be trusted."""
+    """The attributes of a file. ``fault``: why its extents cannot be trusted."""
 
     kind: Kind
     mode: int
@@ -89,7 +89,7 @@ class FileEntry(NamedTuple):
 
 
 def anchored(block: bytes) -> tuple[Sequence, ...]:
-    """The main and the reserve sequence, when ``block`` is an anchor; else nothing."""
+    """The main and the reserve sequence if ``block`` is an anchor; else empty."""
     if _tag(block) != _ANCHOR:
         return ()
     main_length, main, length, reserve = struct.unpack_from("<LLLL", block, 16)
@@ -97,7 +97,7 @@ def anchored(block: bytes) -> tuple[Sequence, ...]:
 
 
 def volume(sequence: bytes) -> UdfVolume | None:
-    """The volume that a descriptor sequence describes; None when it does not do so in full."""
+    """The volume that a descriptor sequence describes; None if that is incomplete."""
     starts: dict[int, int] = {}
     logical = b""
     for place in range(0, len(sequence), BLOCK):
@@ -114,14 +114,14 @@ def volume(sequence: bytes) -> UdfVolume | None:
 
 
 def root_entry(file_set: bytes) -> Address | None:
-    """Where the root directory's file entry is, by a file set descriptor."""
+    """The address of the root directory's file entry, from a file set descriptor."""
     if _tag(file_set) != _FILE_SET:
         return None
     return _address(file_set, 400)
 
 
 def identifiers(directory: bytes) -> Iterator[Identifier | None]:
-    """The entries of a directory; None, at the end, for what makes no sense."""
+    """The entries of a directory; ends with None at an invalid one."""
     place = 0
     while place + 38 <= len(directory):
         characteristics, name_length = directory[place + 18 : place + 20]
@@ -138,7 +138,7 @@ def identifiers(directory: bytes) -> Iterator[Identifier | None]:
 
 
 def file_entry(block: bytes, at: int, partition: int, volume: UdfVolume) -> FileEntry | None:
-    """The file entry that ``block``, at offset ``at`` of the image, holds; None when it is none."""
+    """The file entry in ``block``, which is at offset ``at`` of the image; None for none."""
     kind = _tag(block)
     if kind == _FILE_ENTRY:
         time_at, lengths_at = 84, 168
@@ -173,7 +173,7 @@ def file_entry(block: bytes, at: int, partition: int, volume: UdfVolume) -> File
 
 
 def target(components: bytes) -> str:
-    """The target of a symbolic link, of which ``components`` is the content (part 4, 14.16)."""
+    """The target of a symbolic link with the content ``components`` (part 4, 14.16)."""
     parts: list[str] = []
     place = 0
     while place + 4 <= len(components):
@@ -190,7 +190,7 @@ def target(components: bytes) -> str:
 
 @lru_cache(maxsize=4096)
 def seconds(time: bytes) -> int:
-    """A time stamp (part 1, 7.3), in seconds since the epoch; 0 if it is none."""
+    """A time stamp (part 1, 7.3) in seconds since the epoch; 0 if invalid."""
     try:
         zone, year, month, day, hour, minute, second = struct.unpack_from("<HhBBBBB", time)
         local = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
@@ -201,7 +201,7 @@ def seconds(time: bytes) -> int:
 
 
 def _tag(data: bytes) -> int | None:
-    """The identifier in the tag that ``data`` begins with; None when tag or content is damaged."""
+    """The identifier in the tag at the start of ``data``; None if tag or content is damaged."""
     if len(data) < 16:
         return None
     identifier, _, checksum, _, _, crc, length = struct.unpack_from("<HHBBHHH", data)
@@ -241,7 +241,7 @@ def _address(data: bytes, at: int) -> Address:
 def _extents(
     data: bytes, shape: struct.Struct, partition: int, volume: UdfVolume
 ) -> tuple[tuple[Extent, ...], str]:
-    """The extents that allocation descriptors list, and what is wrong with them."""
+    """The extents that allocation descriptors list, and their fault; "" for none."""
     found: list[Extent] = []
     for place in range(0, len(data) - shape.size + 1, shape.size):
         length, block, *other = shape.unpack_from(data, place)
@@ -258,7 +258,7 @@ def _extents(
 
 
 def _cut(extents: tuple[Extent, ...], size: int) -> tuple[Extent, ...]:
-    """Without what is behind the end of the file: the last extent may be whole blocks."""
+    """The extents, cut at the end of the file: the last one may consist of whole blocks."""
     found: list[Extent] = []
     for offset, length in extents:
         if size > 0:
@@ -268,13 +268,13 @@ def _cut(extents: tuple[Extent, ...], size: int) -> tuple[Extent, ...]:
 
 
 def _mode(permissions: int, flags: int) -> int:
-    """POSIX's permission bits: three for each of others, group and owner, in groups of five."""
+    """POSIX permission bits, from groups of five bits for others, group and owner."""
     mode = sum((permissions >> 5 * n & 7) << 3 * n for n in range(3))
     return mode | (flags >> 6 & 1) << 11 | (flags >> 7 & 1) << 10 | (flags >> 8 & 1) << 9
 
 
 def _text(name: bytes) -> str:
-    """Characters behind a byte that says how many bits each has."""
+    """Decode characters after a byte with the number of bits of each."""
     if name[:1] == bytes([_SIXTEEN_BITS]):
         return name[1:].decode("utf-16-be", "replace")
     return name[1:].decode("latin-1") if name[:1] == bytes([_EIGHT_BITS]) else ""

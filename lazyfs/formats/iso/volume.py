@@ -1,9 +1,9 @@
-"""What the first 64 KiB of an image say: volumes, boot catalog, partition tables. Pure.
+"""Parsing the first 64 KiB of an image: volumes, boot catalog, partition tables. Pure.
 
-Volume descriptors (ECMA-119, clause 8) stand from sector 16 on, one a sector, up to a terminator.
-The sectors behind it name other structures of the volume: ``NSR02`` or ``NSR03`` stand for UDF.
-Numbers that are recorded in both byte orders are read in the little-endian one alone: images on
-which the two differ exist, and all systems that show them read that one.
+Volume descriptors (ECMA-119, clause 8) begin at sector 16, one per sector, up to a terminator. The
+sectors after it announce other structures of the volume: ``NSR02`` or ``NSR03`` mean UDF. Of
+numbers recorded in both byte orders, only the little-endian one is read: images on which the two
+differ exist, and all systems that show them read that one.
 """
 
 import struct
@@ -13,13 +13,13 @@ from lazyfs.core.errors import ImageError
 from lazyfs.formats.tree import LET_THE_KERNEL, BootImage
 
 SECTOR = 2048
-HEAD = 32 * SECTOR  # how much of the image ``parse`` wants to see
+HEAD = 32 * SECTOR  # bytes of the image that ``parse`` needs
 
 _JOLIET = (b"%/@", b"%/C", b"%/E")  # escape sequences of UCS-2, levels 1 to 3
 _BLOCK_SIZES = (512, 1024, 2048)
 _EL_TORITO = b"EL TORITO SPECIFICATION"
 _PLATFORMS = {0: "x86", 1: "PowerPC", 2: "Mac", 0xEF: "EFI"}
-# By the boot media type: what is emulated, and the size of a floppy.
+# By boot media type: the emulated medium, and the size of a floppy.
 _EMULATION = {
     0: ("none", 0),
     1: ("floppy", 1200 << 10),
@@ -30,7 +30,7 @@ _EMULATION = {
 
 
 class Descriptor(NamedTuple):
-    """A primary volume descriptor, or a supplementary one that is Joliet's."""
+    """A primary volume descriptor, or a supplementary one for Joliet."""
 
     label: str
     block_size: int
@@ -39,18 +39,18 @@ class Descriptor(NamedTuple):
 
 
 class Head(NamedTuple):
-    """``primary`` is absent where there is UDF alone."""
+    """The volumes and tables of an image. ``primary`` is None if there is only UDF."""
 
     primary: Descriptor | None
     joliet: Descriptor | None
     udf: bool
-    boot_catalog: int | None  # where El Torito's catalog is: a byte offset
+    boot_catalog: int | None  # byte offset of El Torito's catalog
     mbr: bool
     gpt: bool
 
 
 def parse(head: bytes) -> Head:
-    """Parse the first HEAD bytes of an image. Raises ImageError when it is neither ISO nor UDF."""
+    """Parse the first HEAD bytes of an image. Raises ImageError if it is neither ISO nor UDF."""
     primary = joliet = boot_catalog = None
     udf = False
     for place in range(16 * SECTOR, len(head) - SECTOR + 1, SECTOR):
@@ -73,14 +73,14 @@ def parse(head: bytes) -> Head:
 
 
 def boot_images(catalog: bytes) -> tuple[BootImage, ...]:
-    """The entries of an El Torito boot catalog: 32 bytes each, the first one validates it."""
+    """The entries of an El Torito boot catalog (32 bytes each, the first one validates it)."""
     entries = [catalog[at : at + 32] for at in range(0, len(catalog) - 31, 32)]
     if len(entries) < 2 or entries[0][0] != 1 or entries[0][30:32] != b"\x55\xaa":
         return ()
     platform = entries[0][1]
     found = [_boot_image(entries[1], platform)]
     for entry in entries[2:]:
-        if entry[0] in (0x90, 0x91):  # the header of a section; 0x91: of the last one
+        if entry[0] in (0x90, 0x91):  # the header of a section; 0x91: the last one
             platform = entry[1]
         elif entry[0] in (0x00, 0x88) and any(entry):
             found.append(_boot_image(entry, platform))
@@ -106,7 +106,7 @@ def _boot_image(entry: bytes, platform: int) -> BootImage:
 
 
 def _has_mbr(head: bytes) -> bool:
-    """Whether there is a partition table with anything in it."""
+    """Whether there is a partition table that is not empty."""
     return head[510:512] == b"\x55\xaa" and any(head[446 + 4 + 16 * n] for n in range(4))
 
 

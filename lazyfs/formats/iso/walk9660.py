@@ -1,4 +1,4 @@
-"""Reads the tree of an ISO 9660 volume: by Rock Ridge's names, Joliet's, or the plain ones."""
+"""Reading the tree of an ISO 9660 volume, with Rock Ridge, Joliet or plain names."""
 
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lazyfs.formats.iso.volume import Descriptor
 from lazyfs.formats.tree import Extent, Kind, Node, names_in
 from lazyfs.formats.treebuilder import Builder, coalesced, fault_of_directory
 
-_MAX_PIECES = 10_000  # of a file; one of 4 GiB each is usual
+_MAX_PIECES = 10_000  # of a file; they are usually 4 GiB each
 _OWN, _PARENT = b"\0", b"\1"  # the identifiers of a directory's first two records
 
 
@@ -24,11 +24,11 @@ class _Directory(NamedTuple):
     node: Node
     depth: int
     where: Span
-    is_moved: bool = False  # its attributes are known from its own record only
+    is_moved: bool = False  # whether its attributes are only in its own record
 
 
 class _Entry(NamedTuple):
-    """A name in a directory, with all the records that are one file's."""
+    """A name in a directory, with all records of its file."""
 
     directory: _Directory
     pieces: list[Record]
@@ -54,13 +54,13 @@ class Walk:
         self._block = volume.block_size
         self._joliet = joliet
         self._only = None if only is None else _names_by_depth(only)
-        self._skip: int | None = None  # what Rock Ridge leaves to others; None: there is none
+        self._skip: int | None = None  # bytes before Rock Ridge's entries; None: no Rock Ridge
         root = records.parse(volume.root)
         self._root = _Directory(None, builder.root, 0, self._span(root) if root else Span(0, 0))
-        self._seen = {self._root.where.start}  # where the directories in the tree begin
+        self._seen = {self._root.where.start}  # the offsets of the directories in the tree
 
     def has_rock_ridge(self) -> bool:
-        """Look whether the volume has Rock Ridge, and use it from then on."""
+        """Whether the volume has Rock Ridge, which is then used from now on."""
         self._reader.gather([Span(self._root.where.start, self._root.where.start + self._block)])
         own = self._own_record(self._root)
         skip = rockridge.bytes_to_skip(own.system_use) if own else None
@@ -73,7 +73,7 @@ class Walk:
         return entries.is_there
 
     def run(self) -> None:
-        """Put the whole tree into the builder. Raises ImageError, OSError."""
+        """Add the whole tree to the builder. Raises ImageError or OSError."""
         if self._root.where.stop > self._reader.size or not self._root.where.length:
             raise ImageError("the image's root directory is not in it: it is cut short or damaged")
         level = [self._root]
@@ -87,9 +87,9 @@ class Walk:
             level = following
 
     def _measured(self, level: list[_Directory]) -> list[_Directory]:
-        """These directories in disk order; those that were moved with their true lengths.
+        """These directories in disk order; moved ones with their true lengths.
 
-        Only a directory's own record says that, in its first block.
+        Only a directory's own record, in its first block, has that length.
         """
         self._reader.gather(directory.where for directory in level if directory.is_moved)
         found = []
@@ -109,7 +109,7 @@ class Walk:
             yield from self._listed(directory, listing)
 
     def _listed(self, directory: _Directory, listing: bytes) -> Iterator[_Entry]:
-        """The entries of a directory, and its own where that says more than its parent does."""
+        """The entries of a directory, and its own record if that has more than its parent's."""
         pieces: list[Record] = []
         for record in records.records(listing, self._block):
             if record is None:
@@ -140,7 +140,7 @@ class Walk:
         return _Entry(directory, pieces, entries, is_complete)
 
     def _continue(self, found: list[Entries]) -> None:
-        """Read the continuation areas of records, and those that they are continued in."""
+        """Read the continuation areas of records, and the continuations of these."""
         for _ in range(rockridge.MAX_AREAS):
             waiting = [(e, self._span_of(e.continued)) for e in found if e.continued]
             if not waiting:
@@ -152,7 +152,7 @@ class Walk:
             self._builder.note("some Rock Ridge entries go on without an end")
 
     def _plant(self, entry: _Entry) -> list[_Directory]:
-        """Put an entry into the tree; returns it when it is a directory to be read."""
+        """Add an entry to the tree; returns it if it is a directory to be read."""
         directory, first = entry.directory, entry.pieces[0]
         if first.identifier == _OWN:
             self._restate(entry)
@@ -162,7 +162,7 @@ class Walk:
             return []
         where, is_moved = self._span(first), False
         if rock_ridge and rock_ridge.moved_to is not None:
-            # How long it is will be known from its first block.
+            # Its length is in its first block.
             start, is_moved = rock_ridge.moved_to * self._block, True
             where = Span(start, start + self._block)
         node = self._node(entry, is_directory=first.is_directory or is_moved)
@@ -180,7 +180,7 @@ class Walk:
         return [_Directory(directory.node, added, directory.depth + 1, where, is_moved)]
 
     def _restate(self, entry: _Entry) -> None:
-        """Give a directory the attributes that only its own record has."""
+        """Give a directory the attributes from its own record."""
         directory = entry.directory
         node = self._node(entry, is_directory=True)
         self._builder.restate(directory.parent, directory.node, node)
@@ -223,10 +223,10 @@ class Walk:
 
 
 def _names_by_depth(paths: Collection[str]) -> set[tuple[int, str]]:
-    """How deep below the root, and by which name, directories lead to these paths, and others."""
+    """The depths and names of the directories that lead to these paths (and maybe others)."""
     return {place for path in paths for place in enumerate(names_in(path), start=1)}
 
 
 def _skip_of_root(own: Record, skip: int) -> int:
-    """The root's own record has SUSP's first entry at once, or where all others begin."""
+    """In the root's own record, SUSP's entries begin at 0 if "SP" is there, else at ``skip``."""
     return 0 if own.system_use.startswith(b"SP") else skip

@@ -1,4 +1,4 @@
-"""Reads the tree of a UDF volume."""
+"""Reading the tree of a UDF volume."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class _Directory(NamedTuple):
 
 
 def find_volume(reader: Reader) -> UdfVolume:
-    """The UDF volume of the image. Raises ImageError when it has none that can be read."""
+    """The UDF volume of the image. Raises ImageError if it has no readable one."""
     last = reader.size // BLOCK - 1
     for place in (256, last, last - 256):
         for sequence in udf.anchored(_block(reader, place * BLOCK)):
@@ -43,10 +43,10 @@ class Walk:
         self._builder = builder
         self._volume = volume
         self._seen: set[Address] = set()
-        self._linked: dict[Address, FileEntry] = {}  # those that have several names
+        self._linked: dict[Address, FileEntry] = {}  # entries with several names
 
     def run(self) -> None:
-        """Put the whole tree into the builder. Raises ImageError, OSError."""
+        """Add the whole tree to the builder. Raises ImageError or OSError."""
         level = [self._root()]
         while level:
             following: list[_Directory] = []
@@ -84,7 +84,7 @@ class Walk:
                     self._builder.note(f"{name} has an entry that makes no sense")
 
     def _plant(self, listed: list[tuple[_Directory, Identifier]]) -> list[_Directory]:
-        """Put entries into the tree; returns those that are directories."""
+        """Add entries to the tree; returns the directories among them."""
         entries = self._file_entries(identifier.entry for _, identifier in listed)
         targets = self._targets(entries)
         found = []
@@ -106,7 +106,7 @@ class Walk:
         return found
 
     def _file_entries(self, addresses: Iterable[Address]) -> dict[Address, FileEntry]:
-        """The file entries at these addresses, as far as there are any."""
+        """The existing file entries at these addresses."""
         wanted = {address for address in addresses if self._volume.holds(address)}
         found = {a: self._linked[a] for a in wanted if a in self._linked}
         places = {self._volume.offset(a): a for a in wanted if a not in found}
@@ -124,7 +124,7 @@ class Walk:
         return found
 
     def _targets(self, entries: dict[Address, FileEntry]) -> dict[Address, str]:
-        """What the symbolic links among these lead to."""
+        """The targets of the symbolic links among these."""
         links = [
             (address, entry)
             for address, entry in entries.items()
@@ -137,7 +137,7 @@ class Walk:
         return targets
 
     def _content(self, extents: tuple[Extent, ...]) -> bytes:
-        """What was gathered of these."""
+        """The gathered bytes of these extents, joined."""
         return b"".join(self._reader.bytes_at(span) for span in _spans(extents))
 
 

@@ -1,16 +1,15 @@
 """The content of a file in pieces, against the same bytes in one."""
 
-from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.core.device import Identity, Link, Priority, Statistics
+from lazyfs.core.device import Priority
 from lazyfs.formats.filecontent import STEP, Content
 from lazyfs.formats.tree import HOLE, Extent
-from lazyfs.sources.link import LinkEstimate as NoLink
+from lazyfs.testing.memory import MemoryDevice
 
 IMAGE = bytes(n * 7 % 251 for n in range(2000))
 
@@ -24,37 +23,20 @@ extents = st.lists(
 )
 
 
-class Memory:
+class Memory(MemoryDevice):
     """A Device that holds ``content``, and writes down what came, in order."""
 
     def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.identity = Identity(len(content))
-        self.link: Link = NoLink()
+        super().__init__(content)
         self.reads: list[Extent] = []
         self.hints: list[tuple[Extent, Priority]] = []
 
     async def read(self, offset: int, length: int) -> bytes:
         self.reads.append(Extent(offset, length))
-        return self.content[offset : offset + length]
+        return await super().read(offset, length)
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
         self.hints.append((Extent(offset, length), priority))
-
-    def cached(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-        yield length, True
-
-    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
-        return [(length, False)]
-
-    async def wait_complete(self) -> None:
-        """It is all here."""
-
-    def statistics(self) -> Statistics:
-        return Statistics()
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
 
 
 def joined(where: list[Extent], image: bytes = IMAGE) -> bytes:
