@@ -1,4 +1,4 @@
-"""``lazyfs cache``: look at what is cached, verify it, and clean up."""
+"""``lazyfs cache``: list, verify and remove caches."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""``lazyfs cat IMAGE PATH...``: files of an ISO image on stdout."""
+"""``lazyfs cat IMAGE PATH...``: write files of an ISO image to stdout."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     hide_secrets(["cat", given.image])
     log_to_terminal()
 
-    # Only here: help must not wait for these imports.
+    # Imported here, so that help need not wait.
     import trio
 
     from lazyfs.images.access import with_image

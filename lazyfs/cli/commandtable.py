@@ -1,4 +1,4 @@
-"""The commands of lazyfs, by their purpose, in the order in which the help shows them. Pure."""
+"""The commands of lazyfs, by purpose, in the order of the help. Pure."""
 
 GROUPS = {
     "use an image": {

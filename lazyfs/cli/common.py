@@ -1,4 +1,4 @@
-"""The options that commands share, and what they mean: from words to ``MountOptions``."""
+"""The options that commands share: from the parsed command line to ``MountOptions``."""
 
 import argparse
 import contextlib
@@ -37,22 +37,22 @@ T = TypeVar("T")
 
 
 def hide_secrets(words: Sequence[str]) -> None:
-    """Keep logins, which URLs and headers may hold, to ourselves.
+    """Hide credentials, which URLs and headers may contain.
 
-    ``ps`` shows ``lazyfs`` and ``words`` instead of our command line; and no memory goes into core
-    dumps (core(5)).
+    ``ps`` shows ``lazyfs`` and ``words`` instead of our command line, and core dumps contain no
+    memory (core(5)).
     """
     from setproctitle import setproctitle
 
     setproctitle(" ".join(["lazyfs", *(address.shown(word) for word in words)]))
-    with contextlib.suppress(OSError):  # a kernel that writes no core dumps has no such file
+    with contextlib.suppress(OSError):  # a kernel without core dumps has no such file
         Path("/proc/self/coredump_filter").write_text("0")
 
 
 def mount_options(
     given: Given, images: tuple[ImageOptions, ...], fuse: tuple[str, ...]
 ) -> MountOptions:
-    """What was given, as the rest of lazyfs takes it. Raises UsageError."""
+    """The options of a mount, from the command line. Raises UsageError."""
     return MountOptions(
         **vars(daemon_options(given, images)),
         mountpoint=Path(os.path.realpath(given.where[-1])),
@@ -61,7 +61,7 @@ def mount_options(
 
 
 def daemon_options(given: Given, images: tuple[ImageOptions, ...]) -> DaemonOptions:
-    """What was given of ``add_options``. Raises UsageError."""
+    """The options of ``add_options``, from the command line. Raises UsageError."""
     return DaemonOptions(
         images=tuple(_at_its_host(image, given) for image in images),
         cache=_cache(given, len(images)),
@@ -78,7 +78,7 @@ def daemon_options(given: Given, images: tuple[ImageOptions, ...]) -> DaemonOpti
 
 
 def stack_options(given: Given, where: str, *, choose_partition: bool = False) -> StackOptions:
-    """What was given to a command that looks into the image at ``where``, a URL or a path.
+    """The options of a command that looks into the image at ``where``, a URL or a path.
 
     ``choose_partition``: see ``ImageOptions``. Raises UsageError.
     """
@@ -90,18 +90,18 @@ def stack_options(given: Given, where: str, *, choose_partition: bool = False) -
         cache=_cache(given, 1),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
-        readahead=ReadAheadLimit(size=0),  # what will be wanted is known, and asked for
+        readahead=ReadAheadLimit(size=0),  # these commands know, and request, what they need
     )
 
 
 def _at_its_host(image: ImageOptions, given: Given) -> ImageOptions:
-    """The image, with what is configured for its host."""
+    """The image, with the options configured for its host."""
     host = address.parse(image.url).hostname or ""
     return replace(image, server=server_options(given.at(host)))
 
 
 def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptions, ...]:
-    """The images that are named in front of a mount point. Raises UsageError."""
+    """The images named before a mount point. Raises UsageError."""
     if len(where) < 2 or "://" in where[-1]:
         raise UsageError("a URL and a mount point are needed", "lazyfs URL MOUNTPOINT")
     return images_at(where[:-1], names, "the mount point comes last")
@@ -110,9 +110,9 @@ def named_images(where: Sequence[str], names: Sequence[str]) -> tuple[ImageOptio
 def images_at(
     wanted: Sequence[str], names: Sequence[str], cure: str = "a URL begins like https://"
 ) -> tuple[ImageOptions, ...]:
-    """Images by their URLs, each with a name of its own. Raises UsageError.
+    """Images by their URLs, each with a unique name. Raises UsageError.
 
-    ``cure``: what to do about what is no URL.
+    ``cure``: the advice for a word that is not a URL.
     """
     for url in wanted:
         if "://" not in url:
@@ -124,7 +124,7 @@ def images_at(
             raise UsageError(f"{address.shown(url)} is given twice", "once is enough")
     named = [*map(_file_name, names), *map(_name_of, wanted[len(names) :])]
     for url in wanted[: len(names)]:
-        _name_of(url)  # which finds out whether it can be used
+        _name_of(url)  # to validate it
     for name in named:
         if named.count(name) > 1:
             raise UsageError(f"two images would be called {name}", "give a --name for each URL")
@@ -132,7 +132,7 @@ def images_at(
 
 
 def _name_of(url: str) -> str:
-    """What the file of a URL's view is called. Raises UsageError."""
+    """The file name of a URL's view. Raises UsageError."""
     base, fragment = address.split_fragment(url)
     return chain.named(address.file_name(base), chain.parse(fragment))
 
@@ -192,7 +192,7 @@ def _cache(given: argparse.Namespace, images: int) -> CacheOptions:
 
 
 def cache_directory(named: str | None) -> Path:
-    """Where caches are: the directory that was named, or the user's own."""
+    """The directory of caches: the named one, or the user's default."""
     if named:
         return absolute(named)
     import platformdirs
@@ -212,7 +212,7 @@ def _log(given: argparse.Namespace) -> LogOptions:
 
 
 def log_to_terminal() -> None:
-    """Warnings of a command that runs in the foreground go to stderr."""
+    """Log warnings to stderr, for a command that runs in the foreground."""
     from lazyfs.daemon import logs
 
     logs.use(logs.terminal(LogOptions(logging.WARNING)), logging.WARNING)

@@ -1,7 +1,7 @@
-"""``lazyfs __complete WORD...``: how the last of these words may go on. The shells ask this.
+"""``lazyfs __complete WORD...``: completions of the last word, for the shells.
 
-A line of the answer is a word, a tab, and what it means; or, for what a shell knows better,
-``:file`` or ``:directory``. contrib/completion has the scripts that ask.
+Each line of output is a word, a tab and its meaning; or ``:file`` or ``:directory``, which the
+shell completes itself. The shells' scripts are in contrib/completion.
 """
 
 import argparse
@@ -12,15 +12,15 @@ from lazyfs.cli.commandtable import COMMANDS
 from lazyfs.cli.parser import Parser, parser_of
 from lazyfs.core.texts import printable
 
-Row = tuple[str, str]  # a word, and what it means
+Row = tuple[str, str]  # a word and its meaning
 
 FILE, DIRECTORY = (":file", ""), (":directory", "")
-# What stands for a value tells of what kind it is.
+# A value's placeholder tells its kind.
 _PATHS = {
     **dict.fromkeys(("FILE", "PATH", "PROFILE", "IMAGE", "DEST", "DEVICE"), FILE),
     **dict.fromkeys(("DIR", "MOUNTPOINT"), DIRECTORY),
 }
-_ENDING = ("lazyfs umount", "lazyfs detach")  # whose argument is where something runs
+_ENDING = ("lazyfs umount", "lazyfs detach")  # their argument is the place of a daemon
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def rows(words: Sequence[str]) -> list[Row]:
-    """How the last word may go on."""
+    """The completions of the last word."""
     *before, word = words or [""]
     if not before and not word.startswith("-"):
         return _fitting(word, COMMANDS.items())
@@ -45,7 +45,7 @@ def _fitting(word: str, found: Iterable[Row]) -> list[Row]:
 
 
 class _Line:
-    """What stands before the word, as far as it says what may come next."""
+    """The words before the one to complete, parsed to determine what may come next."""
 
     def __init__(self, parser: Parser, before: Sequence[str]) -> None:
         self._parser = parser
@@ -69,7 +69,7 @@ class _Line:
             self._arguments += 1
 
     def next(self, word: str) -> Iterator[Row]:
-        """What may come next, where ``word`` has been begun."""
+        """The candidates for the next word, of which ``word`` has been typed."""
         if self._waiting is not None:
             yield from self._values(self._waiting, word)
         elif word.startswith("-") and not self._only_arguments:
@@ -121,7 +121,7 @@ def _caches() -> Iterator[Row]:
 
 
 def _mount_options(parser: Parser, word: str) -> Iterator[Row]:
-    """The last of the mount options that are separated by commas."""
+    """The candidates for the last of the comma-separated mount options."""
     done = word[: word.rfind(",") + 1]
     for name in mount.names_in_o(parser):
         option = parser.option(f"--{name.replace('_', '-')}")

@@ -1,4 +1,4 @@
-"""``lazyfs config``: what the configuration files say, together."""
+"""``lazyfs config``: show the merged configuration files."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ def _parser() -> Parser:
 
 
 def _print(settings: Settings) -> None:
-    """As TOML, below the file from which it comes; secrets are left out."""
+    """Print settings as TOML, each below its file; secrets are left out."""
     for file in sorted({setting.file for setting in settings.values()}):
         print(for_stdout(f"# {file}"))
         for line in _lines(settings, file):
@@ -61,7 +61,7 @@ def _shown(name: str, value: Any) -> str:
         value = [_without_value(field) for field in value]
     if name == "proxy":
         value = address.shown(value)
-    return json.dumps(value, ensure_ascii=False)  # which is TOML, too, for what options can be
+    return json.dumps(value, ensure_ascii=False)  # valid TOML too, for the types of options
 
 
 def _without_value(field: str) -> str:

@@ -1,7 +1,7 @@
-"""Configuration files: what is always said, and what is said to some hosts only.
+"""Configuration files, with general options and options for single hosts.
 
 They are TOML. A key is an option's long name, without its dashes; a section ``[host.NAME]`` is for
-servers of that name, or of all names that end so if it begins with ``*.``::
+servers of that name, or, if it begins with ``*.``, of all names with that ending::
 
     cache-size = "20G"
 
@@ -9,7 +9,7 @@ servers of that name, or of all names that end so if it begins with ``*.``::
     connections = 8
     header = ["Authorization: Bearer 123"]
 
-What the system's file says, the user's file may say otherwise; and the command line both.
+The user's file overrides the system's file, and the command line overrides both.
 """
 
 import os
@@ -21,29 +21,29 @@ from typing import Any, NamedTuple
 from lazyfs.core.errors import UsageError
 
 SYSTEM = Path("/etc/lazyfs.conf")
-INSTEAD = "LAZYFS_CONFIG"  # in the environment: a file that is read instead; empty for none
+INSTEAD = "LAZYFS_CONFIG"  # environment variable: a file to read instead; empty for none
 _HOSTS = "host"
 
 
 class Setting(NamedTuple):
-    """What a file says of one option: a boolean, a number, a text, or a list of texts."""
+    """The value of an option in a file: a boolean, a number, a text, or a list of texts."""
 
     value: Any
     file: Path
 
 
-Settings = dict[str, Setting]  # by the names of options
+Settings = dict[str, Setting]  # by option name
 
 
 @dataclass(frozen=True)
 class Config:
-    """What all files say together. ``hosts``: by the names of their sections."""
+    """The merged files. ``hosts``: by section name."""
 
     general: Settings = field(default_factory=dict)
     hosts: dict[str, Settings] = field(default_factory=dict)
 
     def of_host(self, name: str) -> Settings:
-        """What is said for one host alone; a section that fits more closely goes before others."""
+        """The settings for one host only; those of the most specific section win."""
         found: Settings = {}
         for section in sorted((s for s in self.hosts if _fits(name, s)), key=_closeness):
             found |= self.hosts[section]
@@ -51,7 +51,7 @@ class Config:
 
 
 def files() -> list[Path]:
-    """Where configuration may be, the strongest last."""
+    """The paths of configuration files, the highest priority last."""
     instead = os.environ.get(INSTEAD)
     if instead is not None:
         return [Path(instead)] if instead else []
@@ -60,7 +60,7 @@ def files() -> list[Path]:
 
 
 def load(paths: Iterable[Path]) -> Config:
-    """What these files say; one that does not exist says nothing. Raises UsageError."""
+    """Read and merge these files, skipping missing ones. Raises UsageError."""
     found = Config()
     for path in paths:
         for name, value in _content(path).items():
@@ -75,7 +75,7 @@ def load(paths: Iterable[Path]) -> Config:
 def _content(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
-        import tomllib  # only where there is something to read: most have no file
+        import tomllib  # imported here, because most users have no file
 
         return tomllib.loads(text)
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror}",
             f"make it readable, or name another with {INSTEAD}",
         ) from error
-    except ValueError as error:  # of TOML, or of UTF-8. What stands there may be a secret
+    except ValueError as error:  # invalid TOML or UTF-8; its text may quote a secret
         where = str(error).rpartition(" (")[2].rstrip(")")
         place = f" ({where})" if where.startswith("at ") else ""
         raise UsageError(

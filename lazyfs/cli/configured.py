@@ -1,7 +1,7 @@
-"""Command lines on top of configuration: what is not said in the one is looked up in the other.
+"""Merging the command line with the configuration, which provides the options not given.
 
-Options are parsed without their defaults first, so that what was said can be told from what was
-not. Lists add up; a header field that is said takes the place of a configured one of its name.
+Options are parsed without their defaults first, to distinguish given options from others. Lists
+are concatenated; a given header field replaces a configured one of the same name.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from lazyfs.cli.configfile import Config, Setting, Settings
 from lazyfs.cli.parser import Parser, listed, suggestion
 from lazyfs.core.errors import UsageError
 
-# What is for one run, or for one image, and so in no file.
+# Options for one run or one image, which no file may contain.
 _ONCE = frozenset({"bitmap", "cache", "foreground", "profile", "profile-any", "record", "system"})
-_NOT_BY_HOST = frozenset({"timeout", "nbd-fixed"})  # they stand among the servers' options
-# What a file says is meant for the runs that it fits. A destination, and what it goes with or not.
+_NOT_BY_HOST = frozenset({"timeout", "nbd-fixed"})  # although they are server options
+# Configured options apply only to the runs that they fit: one that requires another (argparse
+# destinations), and those that require a cache directory.
 _WITH = {"rate": "fill"}
 _NOT_WITHOUT_CACHE = ("cache_size", "fill", "preload")
 
@@ -25,16 +26,13 @@ _UNSAID = object()
 
 
 class Given(argparse.Namespace):
-    """All that holds for a run. ``at``: what holds for a host, by its name."""
+    """The options of a run. ``at``: the options for a host, by its name."""
 
     at: Callable[[str], argparse.Namespace]
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Given:
-    """What the command line says, and, where it says nothing, the configuration.
-
-    Raises UsageError.
-    """
+    """The options on the command line, completed from the configuration. Raises UsageError."""
     actions = [action for action in parser.named() if action.dest != argparse.SUPPRESS]
     start = {action.dest: None if _is_counted(action) else _UNSAID for action in actions}
     said = parser.parse_intermixed_args(arguments, Given(**start))
@@ -57,7 +55,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Given:
 
 
 def cache_dir() -> str | None:
-    """Where the configuration says that caches are. Raises UsageError."""
+    """The configured cache directory. Raises UsageError."""
     found = configfile.load(configfile.files())
     check(found)
     setting = found.general.get("cache-dir")
@@ -65,7 +63,7 @@ def cache_dir() -> str | None:
 
 
 def check(found: Config) -> None:
-    """Whether all of it can be used by some command. Raises UsageError."""
+    """Check that every setting is valid for some command. Raises UsageError."""
     general, by_host = settable()
     for known, settings in (
         (general, found.general),
@@ -78,7 +76,7 @@ def check(found: Config) -> None:
 
 
 def settable() -> tuple[dict[str, argparse.Action], dict[str, argparse.Action]]:
-    """The options that may stand in a file, by their names; and those that may for a host alone."""
+    """The options allowed in a file, by name; and those allowed for a single host."""
     from lazyfs.cli.declared import add_options
     from lazyfs.cli.servers import add_server_options
 
@@ -96,7 +94,7 @@ def _by_name(parser: Parser, but: frozenset[str]) -> dict[str, argparse.Action]:
 
 
 def _fill_in(given: Given, action: argparse.Action, setting: Setting | None) -> None:
-    """The value of an option, if it was not said: the configured one, or else its default."""
+    """Set an option that was not given to its configured value, or else to its default."""
     said = getattr(given, action.dest)
     configured = None if setting is None else _value(action, setting)
     if _adds_up(action):
@@ -108,7 +106,7 @@ def _fill_in(given: Given, action: argparse.Action, setting: Setting | None) -> 
 
 
 def _leave_out(given: Given, said: Given) -> None:
-    """Leave out what is configured and does not fit what was said."""
+    """Drop configured options that do not fit the given ones."""
     unfit = [dest for dest, other in _WITH.items() if not getattr(given, other, True)]
     if getattr(given, "no_cache", False) or getattr(given, "cache", None):
         unfit += _NOT_WITHOUT_CACHE
@@ -121,7 +119,7 @@ def _leave_out(given: Given, said: Given) -> None:
 
 
 def _together(general: Settings, own: Settings) -> Settings:
-    """What holds for a host: its own settings before the general ones, of lists both."""
+    """The settings for a host: its own override the general ones; header lists are concatenated."""
     found = {**general, **own}
     for name in general.keys() & own.keys():
         lists = general[name].value, own[name].value
@@ -131,7 +129,7 @@ def _together(general: Settings, own: Settings) -> Settings:
 
 
 def _without(configured: list[Any], said: list[Any]) -> list[Any]:
-    """Configured header fields, but those whose name was said; of two of one name, the last."""
+    """The configured header fields, without names that were given; of duplicates, the last."""
     named = {field[0].lower() for field in said if isinstance(field, tuple)}
     kept: list[Any] = []
     for field in reversed(configured):
@@ -148,12 +146,12 @@ def _adds_up(action: argparse.Action) -> bool:
 
 
 def _is_counted(action: argparse.Action) -> bool:
-    """Whether argparse goes on from what is there."""
+    """Whether argparse accumulates into the existing value."""
     return _adds_up(action) or isinstance(action, argparse._CountAction)
 
 
 def _value(action: argparse.Action, setting: Setting) -> Any:
-    """What a file says, as the option's value. Raises UsageError."""
+    """A setting, converted to the option's value. Raises UsageError."""
     name, value = action.option_strings[-1].removeprefix("--"), setting.value
     if action.nargs == 0:
         if isinstance(value, bool):

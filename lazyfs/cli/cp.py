@@ -1,4 +1,4 @@
-"""``lazyfs cp IMAGE PATH... DEST``: files out of an ISO image."""
+"""``lazyfs cp IMAGE PATH... DEST``: copy files from an ISO image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(given.paths) < 2:
         raise UsageError("what to copy, and where to?", "lazyfs cp IMAGE PATH... DEST")
 
-    # Only here: help must not wait for these imports.
+    # Imported here, so that help need not wait.
     from lazyfs.images.access import with_image
     from lazyfs.images.catalogs import naming, tree_of, tree_with
     from lazyfs.images.extraction import Copier, CopyOptions

@@ -1,4 +1,4 @@
-"""The options and arguments that several commands share, declared once."""
+"""The options and arguments that several commands share."""
 
 from lazyfs.cli.helptext import Rare
 from lazyfs.cli.parser import Parser
@@ -16,7 +16,7 @@ from lazyfs.core.options import (
 
 
 def add_options(parser: Parser) -> None:
-    """What can be said of how images are fetched, cached and logged while they are mounted."""
+    """Add the options of daemons: fetching, caching, logging."""
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
     add("--system", action="store_true", help=Rare("a root filesystem will stand on it"))
@@ -43,14 +43,14 @@ def add_options(parser: Parser) -> None:
 
 
 def add_image(parser: Parser) -> None:
-    """The image that a command looks into."""
+    """Add the argument for the image that a command looks into."""
     parser.add_argument(
         "image", metavar="IMAGE", help="a URL, or a file: on a mount of lazyfs, too"
     )
 
 
 def add_source_options(parser: Parser) -> None:
-    """What can be said of how an image is read that is not mounted."""
+    """Add the options for reading an image that is not mounted."""
     add_cache_options(parser)
     add_server_options(parser)
 

@@ -1,4 +1,4 @@
-"""``lazyfs demo``: the tour, told on a terminal."""
+"""``lazyfs demo``: the tour, shown on a terminal."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -31,12 +31,12 @@ _OWN_IMAGE = (
     "mount -o loop,ro /mnt/img/image.iso /media",
 )
 _BAR_WIDTH = 30  # characters
-_NARROWEST = 20  # characters: below that lines may run over
+_NARROWEST = 20  # characters: on a narrower terminal, lines may overflow
 
 
 def main(arguments: Sequence[str]) -> int:
     _parser().parse_args(arguments)
-    # Only here: --help must not wait for these imports.
+    # Imported here, so that --help need not wait.
     from rich.console import Console
 
     from lazyfs.cli.tour import tour
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     tour.check_requirements()
     try:
         _tell(Console(highlight=False))
-    except OSError as error:  # no room, most likely
+    except OSError as error:  # most likely a full disk
         raise LazyfsError(
             f"the demo cannot go on: {error}", "make room for temporary files, or set TMPDIR"
         ) from error
@@ -71,7 +71,7 @@ def _tell(console: "Console") -> None:
 
 
 class _Told:
-    """Says each step as it is done, and on a terminal also the one that is under way."""
+    """Prints each completed step, and on a terminal also the current one."""
 
     def __init__(self, console: "Console") -> None:
         self._console = console
@@ -103,7 +103,7 @@ class _Told:
 
 
 def _print_hanging(console: "Console", lead: "Text", body: "Text") -> None:
-    """Print ``body`` after ``lead``; where it has to be wrapped, the rest is indented as far."""
+    """Print ``body`` after ``lead``; wrapped lines are indented to the same column."""
     from rich.text import Text
 
     width = max(_NARROWEST, console.width - lead.cell_len)
@@ -128,7 +128,7 @@ def _print_summary(console: "Console", outcome: "Outcome") -> None:
 
 
 def _bar(console: "Console", outcome: "Outcome") -> "Text":
-    """The part of the image that travelled, drawn."""
+    """A bar of the transferred part of the image."""
     from rich.text import Text
 
     plain = console.options.ascii_only

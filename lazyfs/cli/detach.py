@@ -1,4 +1,4 @@
-"""``lazyfs detach /dev/nbdN``."""
+"""``lazyfs detach /dev/nbdN``: detach an image from its block device."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``lazyfs fill WHERE``: fetch all the rest of a mounted image."""
+"""``lazyfs fill WHERE``: fetch the rest of a mounted image."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from lazyfs.core.errors import ControlError
 from lazyfs.core.texts import printable
 from lazyfs.daemon.client import Daemon, daemon_at
 
-_LOOK = 0.5  # seconds between two looks
+_LOOK = 0.5  # seconds between two polls
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: with --wait, 1 if it did not become complete."""
+    """Run the command; returns the exit code: with --wait, 1 if it did not become complete."""
     given = _parser().parse_args(arguments)
     daemon = daemon_at(given.where)
     daemon.ask("fill")
@@ -29,9 +29,10 @@ def _parser() -> Parser:
 
 
 def wait_complete(daemon: Daemon) -> int:
-    """Look until all images are complete; returns the exit code, 1 if they do not become so.
+    """Wait until all images are complete; returns the exit code, 1 if the fill has stopped.
 
-    A daemon that ends with its task done has handed over.
+    A daemon that ends with all data cached has handed over, which is success. Raises ControlError
+    if it ends before.
     """
     images, told = images_of(daemon), ""
     with progress() as bar:

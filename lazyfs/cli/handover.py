@@ -10,7 +10,7 @@ from lazyfs.daemon.client import daemon_at
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 1 if a device has to stay."""
+    """Run the command; returns the exit code: 1 if a device has to stay."""
     given = _parser().parse_args(arguments)
     devices = daemon_at(given.where).ask("handover")["devices"]
     with printing():

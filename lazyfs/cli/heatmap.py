@@ -1,6 +1,6 @@
-"""An image as rows of cells: what is here, what came ahead of its readers, and what is coming.
+"""An image as rows of cells: local data, prefetched data, and data in flight.
 
-On a terminal colours say more, but nothing is said by colours alone.
+Colours are used on a terminal, but no information is in colours alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,26 +9,26 @@ from html import escape
 
 from rich.text import Text
 
-Cell = Sequence[float]  # [local, ahead, coming], as the control socket has them
+Cell = Sequence[float]  # [local, ahead, coming], as in the control protocol
 
 _SHADES, _ASCII = " ░▒▓█", " .:*#"
-_SIDE = 8  # pixels of a cell
-_WIDTH = 64  # cells in a row of a drawing
+_SIDE = 8  # pixels, of a cell
+_WIDTH = 64  # cells per row of a drawing
 
 
 class _Kind(Enum):
-    """What is most worth knowing of a cell: its colours, on a terminal and drawn, and its sign."""
+    """A cell's most important state: its colours on a terminal and in a drawing, and its sign."""
 
     COMING = "yellow", "#d97706", ">"
     AHEAD = "cyan", "#0ea5e9", "+"
-    HERE = "green", "#15803d", ""  # as dark as there is of it
+    HERE = "green", "#15803d", ""  # shaded by the local share
 
     def __init__(self, colour: str, drawn: str, sign: str) -> None:
         self.colour, self.drawn, self.sign = colour, drawn, sign
 
 
 def rows(cells: Sequence[Cell], width: int, *, ascii_only: bool = False) -> Iterator[Text]:
-    """For a terminal: lines of ``width`` characters."""
+    """The lines for a terminal, ``width`` characters each."""
     shades = _ASCII if ascii_only else _SHADES
     for start in range(0, len(cells), width):
         row = Text()
@@ -40,14 +40,14 @@ def rows(cells: Sequence[Cell], width: int, *, ascii_only: bool = False) -> Iter
 
 
 def legend(*, ascii_only: bool = False) -> str:
-    """What the signs mean."""
+    """The meaning of the signs."""
     shades = _ASCII if ascii_only else _SHADES
     here = f"{shades[1]} to {shades[-1]} here"
     return f"{here}   {_Kind.AHEAD.sign} here, not read yet   {_Kind.COMING.sign} coming"
 
 
 def svg(images: Sequence[tuple[str, Sequence[Cell]]]) -> str:
-    """A drawing of images: their titles and their cells."""
+    """A drawing of images, given their titles and cells."""
     parts, top = [], 0
     for title, cells in images:
         top += 2 * _SIDE
@@ -72,7 +72,7 @@ def _kind(cell: Cell) -> _Kind:
 
 
 def _shade(share: float, shades: str) -> str:
-    """The full and the empty one are only for all and nothing."""
+    """The shade for a share; full and empty are for exactly 1 and 0 only."""
     if share in (0, 1):
         return shades[0 if share == 0 else -1]
     return shades[1 + int(share * (len(shades) - 2))]

@@ -1,4 +1,4 @@
-"""How the help of a command is laid out: in short for one screen, or in full by groups."""
+"""The layout of a command's help: short, for one screen, or in full, by groups."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from typing import Protocol
 
 _WIDEST = 80  # columns: longer lines are hard to read
 _NARROWEST = 50
-_LONGEST_NAME = 26  # characters: what is longer has its help on the next line
+_LONGEST_NAME = 26  # characters: the help of longer names is on the next line
 
-Row = tuple[str, str]  # what is typed, and what it means
+Row = tuple[str, str]  # an option or argument, and its help
 
 
 class Rare(str):
-    """The help of an option that only ``--help-all`` shows."""
+    """The help of an option that is shown by ``--help-all`` only."""
 
     __slots__ = ()
 
 
 class Described(Protocol):
-    """A parser, as far as its help shows it; see ``Parser``."""
+    """The parts of a ``Parser`` that its help shows."""
 
     prog: str
     description: str | None
@@ -31,7 +31,7 @@ class Described(Protocol):
 
 
 def in_short(parser: Described) -> str:
-    """What most people need: as much as one screen takes."""
+    """The common options only, which fit on one screen."""
     options = [option for _, group in parser.groups() for option in group]
     shown = [o for o in options if not isinstance(o.help, Rare) and not _is_help(o)]
     if any(isinstance(o.help, Rare) for o in options if not _is_help(o)):
@@ -49,7 +49,7 @@ def in_full(parser: Described) -> str:
 
 
 def usage(parser: Described) -> str:
-    """How a command is called: ``lazyfs map [OPTION]... WHERE``."""
+    """The usage of a command: ``lazyfs map [OPTION]... WHERE``."""
     words = [parser.prog]
     if any(a.option_strings for _, rows in parser.groups() for a in rows if not _is_help(a)):
         words.append("[OPTION]...")
@@ -57,12 +57,12 @@ def usage(parser: Described) -> str:
 
 
 def names(action: argparse.Action) -> list[str]:
-    """How an option is spelt, or what stands for an argument."""
+    """The spellings of an option, or the placeholder of an argument."""
     return list(action.option_strings) or [value(action)]
 
 
 def value(action: argparse.Action) -> str:
-    """What stands for the value of an option or argument; empty if it has none."""
+    """The placeholder for the value of an option or argument; empty if it has none."""
     if action.nargs == 0:
         return ""
     if isinstance(action.metavar, str):
@@ -96,7 +96,7 @@ def _rows(action: argparse.Action) -> list[Row]:
 
 
 def _column(rows: Sequence[Row]) -> int:
-    """Where the help of these begins."""
+    """The column at which the help of these rows begins."""
     fitting = [len(name) for name, _ in rows if len(name) <= _LONGEST_NAME]
     return 2 + max(fitting, default=0) + 2
 
@@ -106,7 +106,7 @@ def _table(rows: Sequence[Row], column: int) -> str:
 
 
 def _lines(name: str, what: str, column: int) -> list[str]:
-    import shutil  # only here: most commands show no help
+    import shutil  # imported here, because most commands show no help
     import textwrap
 
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))

@@ -1,4 +1,4 @@
-"""``lazyfs info IMAGE``: what an image is, and what its server can do."""
+"""``lazyfs info IMAGE``: the properties of an image and of its server."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(_parser(), arguments)
     hide_secrets(["info", given.image])
     log_to_terminal()
-    # Only here: help must not wait for these imports.
+    # Imported here, so that help need not wait.
     from lazyfs.images.access import with_image
 
     found = with_image(given.image, stack_options(given, given.image), _look)
@@ -65,7 +65,7 @@ async def _look(image: "OpenImage") -> dict[str, Any]:
     found: dict[str, Any] = {
         "image": image.name,
         "size": identity.size,
-        "ranges": True,  # without them it could not have been opened
+        "ranges": True,  # opening an image requires them
         "etag": identity.etag,
         "last_modified": identity.last_modified,
         "layers": list(image.layers),
@@ -125,7 +125,7 @@ def _iso(tree: Tree) -> dict[str, Any]:
 
 
 def _rows_of(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The same for a person: names and values, in order."""
+    """The same for the user: names and values, in order."""
     size, cached = found["size"], found["cached"]
     rows = [
         ("image", found["image"]),
@@ -154,7 +154,7 @@ def _rows_of(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _partition_rows(table: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """A line for each partition, in columns, as lsblk(8) shows them."""
+    """A line per partition, in columns, like lsblk(8)."""
     if table is None:
         return []
     rows = [("NR", "START", "SIZE", "TYPE", "NAME", "CONTENT", "LABEL")]

@@ -1,4 +1,4 @@
-"""``lazyfs loop URL MOUNTPOINT``: mount the filesystem that is in an image."""
+"""``lazyfs loop URL MOUNTPOINT``: mount the filesystem in an image."""
 
 import argparse
 from collections.abc import Sequence

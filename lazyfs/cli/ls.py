@@ -1,4 +1,4 @@
-"""``lazyfs ls IMAGE [PATH]``: what is in an ISO image."""
+"""``lazyfs ls IMAGE [PATH]``: list files of an ISO image."""
 
 import argparse
 import json
@@ -58,7 +58,7 @@ def _parser() -> Parser:
 
 
 def _content(tree: Tree, path: str) -> list[tuple[str, Node]]:
-    """What ``ls`` of this path shows: a directory's entries, or the thing itself."""
+    """The rows for this path: a directory's entries, or the node itself."""
     node = tree.node(path)
     if node.kind is not Kind.DIRECTORY:
         return [(path, node)]

@@ -1,7 +1,7 @@
-"""The command ``lazyfs``: from what was typed to the module that does it.
+"""The command ``lazyfs``: dispatches a command line to the module of its command.
 
-One module a command. Each has ``main(arguments) -> exit code`` and ``_parser()``, and is imported
-only when it is asked for: ``lazyfs --help`` must not wait for an event loop to be imported.
+There is one module per command, with ``main(arguments) -> exit code`` and ``_parser()``. It is
+imported on demand: ``lazyfs --help`` must not wait for the import of an event loop.
 """
 
 import importlib
@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         from lazyfs.cli.output import give_up_stdout
 
         give_up_stdout()
-        return 141  # as a shell says it of a program that SIGPIPE ended
+        return 141  # a shell's status for a program ended by SIGPIPE
 
 
 def run(arguments: list[str]) -> int:
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     if word in COMMANDS:
         command = importlib.import_module(f"lazyfs.cli.{word}")
         code = int(command.main(arguments[1:]))
-        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        sys.stdout.flush()  # here, where a BrokenPipeError is handled
         return code
     if word == "__complete":
         from lazyfs.cli import complete

@@ -1,4 +1,4 @@
-"""``lazyfs map WHERE``: which parts of an image are here."""
+"""``lazyfs map WHERE``: show which parts of an image are local."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from lazyfs.core.options import format_size
 from lazyfs.core.texts import printable
 from lazyfs.daemon.client import daemon_at
 
-_ROWS = 12  # on a terminal; full ones, or the end of the last would look like a part not here
-_DRAWN = 1024  # cells of a drawing
+_ROWS = 12  # on a terminal; all full, since blanks in the last would look like missing parts
+_DRAWN = 1024  # cells in a drawing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,12 +58,12 @@ def _print(images: Sequence[tuple[str, Sequence[Cell]]]) -> None:
 
 
 def _width() -> int:
-    """Of a row, between its bars."""
+    """The width of a row, between its bars."""
     return max(8, shutil.get_terminal_size().columns - 2)
 
 
 def _draw(path: Path, images: Sequence[tuple[str, Sequence[Cell]]]) -> None:
-    """Raises OutputError."""
+    """Write the SVG file. Raises OutputError."""
     try:
         path.write_text(heatmap.svg(images), encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``lazyfs metrics``: what runs, for Prometheus."""
+"""``lazyfs metrics``: metrics of running daemons, for Prometheus."""
 
 import sys
 import time
@@ -53,7 +53,7 @@ def _text(where: str | None) -> str:
 
 
 def _write(text: str, file: str | None) -> None:
-    """Raises OutputError."""
+    """Write to a file, or else to stdout. Raises OutputError."""
     if file is None:
         with printing():
             sys.stdout.write(text)

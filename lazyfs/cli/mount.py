@@ -1,8 +1,8 @@
-"""``lazyfs URL... MOUNTPOINT``: options in, a mount out.
+"""``lazyfs URL... MOUNTPOINT``: mount images.
 
 Every option can be written as a mount option too (``--cache-dir DIR`` is ``-o cache_dir=DIR``), so
-that mount(8), fstab and systemd can say all that the command line can. ``-o`` is therefore unfolded
-into plain arguments first, and one parser sees them all.
+that mount(8), fstab and systemd have all options of the command line. ``-o`` is therefore expanded
+into plain arguments first, for a single parser.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from lazyfs.cli.parser import Parser, suggestion
 from lazyfs.core.errors import UsageError
 from lazyfs.core.options import MountOptions
 
-# What mount(8) and fuse(8) know, and fusermount3 or the kernel takes as it is.
+# Options of mount(8) and fuse(8) that fusermount3 or the kernel accepts unchanged.
 _PASSED_ON = frozenset(
     {"allow_other", "allow_root", "auto_unmount", "dev", "nodev", "suid", "nosuid", "exec"}
     | {"noexec", "atime", "noatime", "dirsync", "sync", "async"}
 )
-# What means nothing to a mounted filesystem: it is for mount(8), systemd and fstab themselves; and
-# "rw", which mount(8) adds on its own account.
+# Options for mount(8), systemd and fstab themselves, which a filesystem ignores; and "rw", which
+# mount(8) adds unasked.
 _IGNORED = re.compile(
     r"ro|rw|defaults|auto|noauto|user|users|nouser|owner|group|_netdev|nofail|relatime|norelatime|"
     r"strictatime|lazytime|(x-|X-|comment=|context=|uhelper=|helper=).*"
 )
 
-# mount(8) passes them on to who is called mount.lazyfs: no mtab is written, and sloppy options.
+# mount(8) passes these to mount.lazyfs: write no mtab, and tolerate sloppy options.
 _FLAGS_OF_MOUNT = frozenset({"-n", "-s"})
 _CLUSTER = re.compile(r"-([fvq]*)o(.*)", re.DOTALL)  # "-o", "-oro", "-fo"
 
@@ -50,7 +50,7 @@ example:
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     hide_secrets([*(image.url for image in options.images), str(options.mountpoint)])
-    # Only here: --help and --version must not wait for these imports.
+    # Imported here, so that --help and --version need not wait.
     from lazyfs.daemon.mount import mount
 
     return mount(options, report)
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]) -> MountOptions:
 
 
 def names_in_o(parser: Parser) -> list[str]:
-    """All that ``-o`` knows, but for what it ignores."""
+    """All options of ``-o`` but the ignored ones."""
     own = (name[2:].replace("-", "_") for name in parser.options() if name.startswith("--"))
     return [*own, *sorted(_PASSED_ON)]
 
@@ -108,7 +108,7 @@ def _commands_in_full() -> str:
 def _unfold(arguments: list[str], passed_on: list[str], parser: Parser) -> list[str]:
     """Replace each ``-o A,B=C`` by the options that it stands for.
 
-    What fusermount3 or the kernel has to see goes to ``passed_on``.
+    Options for fusermount3 or the kernel are appended to ``passed_on``.
     """
     plain: list[str] = []
     rest = iter(arguments)
@@ -137,7 +137,7 @@ def _as_argument(option: str, parser: Parser) -> str:
     argument = f"--{name.replace('_', '-')}"
     takes_value = parser.takes_value(argument)
     if takes_value is None:
-        # What is not a word may be part of a secret, torn apart at a comma.
+        # Anything but a plain word may be part of a secret that was split at a comma.
         if not re.fullmatch(r"[a-z_-]+", name):
             raise UsageError("a mount option is unknown", _ABOUT_COMMAS)
         meant = suggestion(name, names_in_o(parser))
@@ -149,7 +149,7 @@ def _as_argument(option: str, parser: Parser) -> str:
 
 
 def _split(mount_options: str) -> list[str]:
-    """Split at commas; a backslash takes the next character as it is, as libfuse has it."""
+    """Split at commas; a backslash escapes the next character, as in libfuse."""
     parts = [""]
     characters = iter(mount_options)
     for character in characters:

@@ -1,4 +1,4 @@
-"""What becomes of what is printed: written, or an error."""
+"""Flushing stdout, and turning a failed write into an error."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from lazyfs.core.texts import printable
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """What is printed in the block is written when it ends. Raises OutputError, BrokenPipeError."""
+    """Flush stdout at the end of the block. Raises OutputError or BrokenPipeError."""
     try:
         yield
         sys.stdout.flush()
@@ -23,13 +23,13 @@ def printing() -> Iterator[None]:
 
 
 def give_up_stdout() -> None:
-    """Nobody reads it, or nothing can be written: let the interpreter's end not fail for that."""
+    """Redirect a broken stdout to /dev/null, so that the interpreter's exit does not fail on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def report(error: LazyfsError) -> int:
-    """Tell the user of an error, in one line on stderr; returns the exit code it means."""
+    """Print an error in one line on stderr; returns its exit code."""
     print(f"lazyfs: {printable(str(error))}", file=sys.stderr)
     return error.exit_code

@@ -1,7 +1,6 @@
-"""argparse, with help that fits a screen, and errors of our own: one line, and exit code 2.
+"""argparse, with help that fits on a screen, and errors in one line with exit code 2.
 
-Help is of two lengths. ``--help`` has the options that most people need; those whose help is
-``Rare`` are left to ``--help-all``.
+``--help`` shows the common options; ``--help-all`` also shows those whose help is ``Rare``.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from lazyfs.core.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UsageErrors, and that takes no abbreviations."""
+    """An ArgumentParser that raises UsageErrors and accepts no abbreviations."""
 
     def __init__(
         self,
@@ -30,9 +29,9 @@ class Parser(argparse.ArgumentParser):
         more: tuple[str, str] = ("", ""),
         **for_argparse: Any,
     ) -> None:
-        """``more``: what stands before the epilog, in ``--help`` and in ``--help-all``.
+        """``more``: text before the epilog, in ``--help`` and in ``--help-all``.
 
-        ``for_argparse``: what it hands on itself from a parser to those of commands within.
+        ``for_argparse``: keyword arguments that argparse passes to the parsers of subcommands.
         """
         super().__init__(
             prog=prog,
@@ -55,31 +54,31 @@ class Parser(argparse.ArgumentParser):
         return None if action is None else action.nargs != 0
 
     def option(self, name: str) -> argparse.Action | None:
-        """What stands behind ``--name``; None if there is no such option."""
+        """The action of an option like ``--name``; None if there is no such option."""
         return self._option_string_actions.get(name)
 
     def options(self) -> list[str]:
-        """All that begins with a dash and is known, in every spelling."""
+        """All options, in every spelling."""
         return list(self._option_string_actions)
 
     def groups(self) -> list[tuple[str, list[argparse.Action]]]:
-        """Groups of arguments and options: their titles, and what is not hidden of them."""
+        """The groups of arguments and options: titles, and actions that are not hidden."""
         return [
             (group.title or "", [a for a in group._group_actions if a.help != argparse.SUPPRESS])
             for group in self._action_groups
         ]
 
     def named(self) -> list[argparse.Action]:
-        """The options that have a value to be looked up: all but those that show something."""
+        """The options that take part in parsing: all but help and version."""
         shown = ("help", "help_all", "version")
         return [a for a in self._actions if a.option_strings and a.dest not in shown]
 
     def positionals(self) -> list[argparse.Action]:
-        """The arguments that are no options, hidden ones too, in their order."""
+        """The positional arguments, hidden ones too, in order."""
         return self._get_positional_actions()
 
     def commands(self) -> dict[str, "Parser"]:
-        """The commands within this command, by their names."""
+        """The subcommands, by name."""
         found: dict[str, Parser] = {}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -93,15 +92,15 @@ class Parser(argparse.ArgumentParser):
         return helptext.in_full(self) if self.in_full else helptext.in_short(self)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help, or the version: argparse would keep it to itself if that cannot be."""
+        """Print help, or the version. Unlike argparse's method, it does not hide a failed write."""
         with printing():
             (file or sys.stdout).write(message)
 
     def error(self, message: str) -> NoReturn:
-        # The value of an option that is misspelt may be a secret.
+        # The value of a misspelt option may be a secret.
         unknown = re.match(r"unrecognized arguments: ([^ =]*)", message)
         if unknown is None:
-            said, _, cure = message.partition("; ")  # an option's type may have a cure of its own
+            said, _, cure = message.partition("; ")  # an option's type may supply its own cure
             raise UsageError(said, cure or f"see {self.prog} --help")
         if not unknown[1].startswith("-"):
             shown = f"unrecognized arguments: {address.shown(unknown[1])}"
@@ -115,8 +114,8 @@ class Parser(argparse.ArgumentParser):
         return UsageError(f"{shown} is unknown", meant or f"see {self.prog} --help")
 
     def _parse_optional(self, arg_string: str) -> Any:
-        # What has a space in it is an argument for argparse, unless it begins with a known option.
-        # But it may be a misspelt one, with a secret. (A command within this one knows its own.)
+        # argparse takes a word with a space for an argument, unless it begins with a known option.
+        # But it may be a misspelt option, with a secret. (Subcommands know their own options.)
         named = re.fullmatch(r"(--?[a-zA-Z][\w-]*)=.* .*", arg_string, re.DOTALL)
         if named and self.option(named[1]) is None and not self.commands():
             raise self._unknown(named[1])
@@ -133,13 +132,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_of(command: str) -> Parser:
-    """What a command knows of its options and arguments."""
+    """The parser of a command."""
     parser: Parser = importlib.import_module(f"lazyfs.cli.{command}")._parser()
     return parser
 
 
 class _HelpAll(argparse.Action):
-    """``--help-all``: as ``--help``, with everything."""
+    """``--help-all``: like ``--help``, with all options."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
         if isinstance(parser, Parser):
@@ -149,8 +148,8 @@ class _HelpAll(argparse.Action):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The question whether another word was meant; empty if none is like this one."""
-    import difflib  # only here: few commands are wrong
+    """A question like "did you mean ...?"; empty if no known word is similar."""
+    import difflib  # imported here, because few command lines are wrong
 
     def bare(name: str) -> str:
         return name.lstrip("-").replace("_", "-").lower()
@@ -161,5 +160,5 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Like ``a, b or c``."""
+    """The names, like ``a, b or c``."""
     return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -1,4 +1,4 @@
-"""``lazyfs pause WHERE``: fetch nothing that nobody waits for."""
+"""``lazyfs pause WHERE``: stop background fetches."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``lazyfs profile``: look at profiles, and make one of several."""
+"""``lazyfs profile``: show, merge and record profiles."""
 
 import argparse
 import sys
@@ -86,7 +86,7 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _by_second(found: Profile) -> list[tuple[int, int]]:
-    """How many bytes were first used within each second in which any were."""
+    """The bytes first used in each second; seconds without any are left out."""
     lengths: dict[int, int] = {}
     for use in found.uses:
         lengths[int(use.time)] = lengths.get(int(use.time), 0) + use.span.length

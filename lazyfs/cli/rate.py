@@ -22,7 +22,7 @@ def _parser() -> Parser:
 
 
 def _parse(text: str) -> str | None:
-    """The rate as it is sent. Raises UsageError."""
+    """The rate, as sent to the daemon. Raises UsageError."""
     if text == "none":
         return None
     parse_rate(text)

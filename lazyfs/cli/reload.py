@@ -1,4 +1,4 @@
-"""``lazyfs reload WHERE``: have a daemon read its logins again."""
+"""``lazyfs reload WHERE``: have a daemon reload its credentials."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``lazyfs resume WHERE``: go on with what ``lazyfs pause`` has stopped."""
+"""``lazyfs resume WHERE``: resume background fetches after ``lazyfs pause``."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``lazyfs serve URL...``: images as an NBD server."""
+"""``lazyfs serve URL...``: serve images to NBD clients."""
 
 import re
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def _parser() -> Parser:
 
 
 def _check(given: "Namespace") -> None:
-    """Refuse what contradicts itself. Raises UsageError."""
+    """Refuse contradictory options. Raises UsageError."""
     if given.single and (given.unix or given.tcp or given.run):
         raise UsageError("-s serves stdin and nothing else", "leave out --unix, --tcp and --run")
     if given.tls_verify_peer and not given.tls_certificates:

@@ -1,4 +1,4 @@
-"""The options that say how servers are talked to: from words to ``ServerOptions``."""
+"""The server options: from the parsed command line to ``ServerOptions``."""
 
 import argparse
 from pathlib import Path
@@ -39,7 +39,7 @@ def add_server_options(parser: Parser) -> None:
 def server_options(given: argparse.Namespace) -> ServerOptions:
     return ServerOptions(
         connections=given.connections,
-        # A read whose server falls silent has time to ask again, over another connection.
+        # Leaves a read time to retry over another connection if the server falls silent.
         stall=min(ServerOptions.stall, given.timeout / 3 or ServerOptions.stall),
         headers=tuple(field for field in given.header if not isinstance(field, Path)),
         header_files=tuple(file for file in given.header if isinstance(file, Path)),
@@ -60,5 +60,5 @@ def _connections(text: str) -> int:
 
 
 def _header(text: str) -> tuple[str, str] | Path:
-    """A field, or the file in which more of them are. Raises UsageError."""
+    """A field, or the path of a file with fields. Raises UsageError."""
     return absolute(text[1:]) if text.startswith("@") else parse_header(text)

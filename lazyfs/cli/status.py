@@ -1,4 +1,4 @@
-"""``lazyfs status``: which daemons run, and how their images are doing."""
+"""``lazyfs status``: the running daemons, and the state of their images."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 1 if nothing runs."""
+    """Run the command; returns the exit code: 1 if nothing runs."""
     given = _parser().parse_args(arguments)
     with printing():
         while True:
@@ -53,7 +53,7 @@ def _print(daemons: list[Daemon], *, as_json: bool, clear: bool) -> None:
 
 
 def _lines_of(status: dict[str, Any]) -> Iterator[str]:
-    """A daemon for people: where it is, and some lines for each image."""
+    """The lines for a daemon: its place, and some lines per image."""
     yield for_stdout(f"{status['where']}  ({status['front_end']}, process {status['pid']})")
     for image in status["images"]:
         yield for_stdout(f"  {image['url']}")
@@ -62,7 +62,7 @@ def _lines_of(status: dict[str, Any]) -> Iterator[str]:
 
 
 def summary(image: dict[str, Any]) -> dict[str, str]:
-    """How an image is doing, for people: some lines, by their names."""
+    """The state of an image for the user: lines, by name."""
     view = {"view": _view(image["view"])} if image["view"] else {}
     return {
         **view,
@@ -112,7 +112,7 @@ def _fetched(image: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Like 90 s, 12 min, 3 h."""
+    """A duration, like 90 s, 12 min, 3 h."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

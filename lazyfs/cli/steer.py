@@ -1,4 +1,4 @@
-"""What the commands that steer a running daemon share: they name it, and send it one command."""
+"""Shared code of the commands that control a running daemon."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,20 @@ from lazyfs.daemon.client import Daemon, daemon_at
 
 
 def parser(name: str, what: str, example: str) -> Parser:
-    """A parser for a command that is told which daemon is meant."""
+    """A parser for a command with the argument WHERE, which names a daemon."""
     made = Parser(f"lazyfs {name}", what, f"example:\n  lazyfs {name} {example}\n")
     made.add_argument("where", metavar="WHERE", help="a mount point, a device, or a URL")
     return made
 
 
 def tell(name: str, made: Parser, arguments: Sequence[str], **fields: Any) -> int:
-    """A command with nothing to say but WHERE; returns the exit code."""
+    """Run a command whose only argument is WHERE; returns the exit code."""
     given = made.parse_args(arguments)
     daemon_at(given.where).ask(name, **fields)
     return 0
 
 
 def images_of(daemon: Daemon) -> list[dict[str, Any]]:
-    """How the images of a daemon are doing now. Raises ControlError."""
+    """The current status of a daemon's images. Raises ControlError."""
     found: list[dict[str, Any]] = daemon.ask("status")["images"]
     return found

@@ -1,4 +1,4 @@
-"""What is printed for people, and how names from elsewhere get onto a terminal safely."""
+"""Output for users: progress bars, and printing untrusted names safely on a terminal."""
 
 import contextlib
 import stat
@@ -12,22 +12,22 @@ from lazyfs.formats.tree import Kind, Node
 
 
 def for_stdout(text: str) -> str:
-    """A name as it is printed: as it is into a pipe, printable on a terminal."""
+    """A name for stdout: unchanged into a pipe, made printable on a terminal."""
     return printable(text) if sys.stdout.isatty() else text
 
 
 def is_utf8() -> bool:
-    """Whether stdout takes more than ASCII."""
+    """Whether stdout accepts more than ASCII."""
     return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def accept_any_name() -> None:
-    """Let stdout take any name, also one that is no UTF-8: as the bytes that it is."""
+    """Let stdout accept any name, even if not UTF-8: its bytes are written unchanged."""
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]  # a text file
 
 
 def long_row(node: Node) -> tuple[str, str, str, str, str, str]:
-    """Mode, links, owner, group, size and time of a node, as ``ls -ln`` has them."""
+    """Mode, links, owner, group, size and time of a node, as in ``ls -ln``."""
     size = ", ".join(map(str, node.device)) if _is_device(node) else str(node.size)
     return (
         stat.filemode(node.st_mode),
@@ -44,10 +44,10 @@ def _is_device(node: Node) -> bool:
 
 
 class Bar:
-    """A bar that shows how many bytes of how many are done."""
+    """A progress bar, in bytes."""
 
     def __init__(self, update: Callable[..., None]) -> None:
-        """``update``: takes ``total``, ``advance`` and ``completed``, as rich's bars do."""
+        """``update``: takes ``total``, ``advance`` and ``completed``, like rich's bars."""
         self._update = update
 
     def expect(self, total: int) -> None:
@@ -62,7 +62,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Bar]:
-    """A bar on stderr while the block lasts; nothing where that is no terminal."""
+    """A progress bar on stderr while the block runs; hidden if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield Bar(lambda **_: None)
         return

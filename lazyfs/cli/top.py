@@ -28,7 +28,7 @@ _MAP_ROWS = 6
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code. Ends with the daemon, with Ctrl-C, or at once if nobody looks on."""
+    """Show the screen until Ctrl-C or the daemon's end, or once if stdout is no terminal."""
     given = _parser().parse_args(arguments)
     daemon, history = daemon_at(given.where), deque[float](maxlen=600)
     console = Console()
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         with printing():
             console.print(_screen(daemon, history))
         return 0
-    # Nothing else prints; and rich's stand-in for stdout would not tell its encoding.
+    # Nothing else prints, and rich's replacement of stdout would hide its encoding.
     plain = Live(
         console=console, screen=True, auto_refresh=False,
         redirect_stdout=False, redirect_stderr=False,
@@ -55,7 +55,7 @@ def _parser() -> Parser:
 
 
 def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
-    """All that fits on the terminal. Raises ControlError when the daemon has ended."""
+    """The screen, as much as fits on the terminal. Raises ControlError if the daemon has ended."""
     width, height = shutil.get_terminal_size()
     images = daemon.ask("status")["images"]
     cells = _MAP_ROWS * (width - 2)
@@ -83,7 +83,7 @@ def _image(image: dict[str, Any], cells: list[list[float]], width: int) -> Itera
 
 
 def _throughput(history: deque[float], width: int) -> list[Text]:
-    """The last minutes, the newest on the right."""
+    """A chart of the last minutes, the newest on the right."""
     bars = _BARS if is_utf8() else _ASCII_BARS
     most = max(*history, 1.0)
     recent = list(history)[-max(1, width - 1) :]

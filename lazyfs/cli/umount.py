@@ -1,7 +1,7 @@
 """``lazyfs umount MOUNTPOINT``: unmount.
 
-With --handover, what stands on it goes on: the image is completed, loop devices move to its copy in
-the cache, and nothing is in the way any more.
+With --handover, loop devices on the mount continue to work: the image is completed, and they move
+to its copy in the cache before the mount is unmounted.
 """
 
 import os
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _hand_over(mountpoint: str) -> int:
-    """Returns the exit code. Raises ControlError if something has to stay."""
+    """Complete and hand over; returns the exit code. Raises ControlError if a device must stay."""
     daemon = daemon_at(mountpoint)
     daemon.ask("fill")
     code = wait_complete(daemon)

@@ -1,4 +1,4 @@
-"""What words on a command line stand for."""
+"""Conversion of words on the command line."""
 
 import argparse
 import os
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def absolute(path: str) -> Path:
-    """The path as it is now: the daemon works in another directory."""
+    """The absolute path, because the daemon changes its working directory."""
     return Path(os.path.abspath(path))
 
 
 def as_type(parse_text: Callable[[str], T]) -> Callable[[str], T]:
-    """``parse_text`` as an argparse type: it would hide the message of any error but its own."""
+    """``parse_text`` as an argparse type: argparse hides the message of errors not its own."""
 
     def convert(text: str) -> T:
         try:

@@ -54,7 +54,7 @@ class OpenImage:
 
 
 def with_image(where: str, options: StackOptions, use: Callable[[OpenImage], Awaitable[T]]) -> T:
-    """Return ``use``, called with the image at ``where``, a path if it is no URL.
+    """Call ``use`` with the image at ``where``, a path if it is no URL; returns its result.
 
     ``options``: for that one image. Raises a LazyfsError.
     """

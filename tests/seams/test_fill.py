@@ -122,6 +122,46 @@ async def test_a_failure_delays_but_does_not_end_it(
         assert cache.statistics().cached == SIZE
 
 
+# Parts of an image
+
+
+async def test_a_part_is_complete_before_the_whole_is(autojump_clock: MockClock) -> None:
+    """Only the part is fetched, and whoever waits for it is woken; the image is not complete."""
+    source = slow_source()
+    async with running(new_cache(source)) as cache:
+        await cache.ensure(10 * BLOCK + 7, 20 * BLOCK, Priority.FILL)
+        assert cache.state().filling
+        with trio.fail_after(100):
+            await cache.wait_complete(10 * BLOCK + 7, 20 * BLOCK)
+        await trio.sleep(100)
+        assert cache.statistics().cached == 21 * BLOCK
+        assert not cache.state().filling
+        assert not cache.state().complete
+        with pytest.raises(trio.TooSlowError), trio.fail_after(10):
+            await cache.wait_complete(9 * BLOCK, 2 * BLOCK)
+
+
+async def test_a_damaged_part_is_fetched_again_before_it_is_complete(
+    autojump_clock: MockClock, tmp_path: Path, expected_log: Announce
+) -> None:
+    autojump_clock.autojump_threshold = 0.005  # the disk is synced in a thread, in real time
+    expected_log("WARNING: .*damaged")
+    first = slow_source()
+    async with running(
+        BlockCache("img", first, disk_store(tmp_path, first.identity, BLOCK), 0)
+    ) as cache:
+        await cache.read(0, 40 * BLOCK)
+    spoil(tmp_path / "data", [12, 35])
+    second = slow_source()
+    async with running(
+        BlockCache("img", second, disk_store(tmp_path, second.identity, BLOCK), 0)
+    ) as cache:
+        with trio.fail_after(100):
+            await cache.wait_complete(10 * BLOCK, 10 * BLOCK)
+        assert second.requests == [(12 * BLOCK, BLOCK)]
+        assert await cache.read(10 * BLOCK, 10 * BLOCK) == CONTENT[10 * BLOCK : 20 * BLOCK]
+
+
 # Earlier mounts
 
 

@@ -1,1 +1,1 @@
-"""The tour: a real image, a real server and a real mount, all on this machine."""
+"""The tour of ``lazyfs demo``: a real image, server and mount, all on this machine."""

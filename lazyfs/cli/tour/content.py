@@ -1,7 +1,7 @@
-"""The image that the tour reads: an ISO with a squashfs in it, like a live system's.
+"""The image of the tour: an ISO with a squashfs in it, like a live system's.
 
-Its bytes are pseudo-random, so that nothing shrinks in the squashfs and sizes mean what they say,
-and the same each time.
+Its bytes are pseudo-random, so that the squashfs does not shrink and sizes are realistic, and the
+same each time.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Checksums = Mapping[str, str]  # path -> SHA-256 in hexadecimal
 
 @dataclass(frozen=True)
 class Content:
-    """The image, and what its files must read like."""
+    """The image, and the checksums of its files."""
 
     iso: Path
     in_squashfs: Checksums
@@ -40,8 +40,8 @@ class Content:
 
 
 def build(directory: Path) -> Content:
-    """Make the image in ``directory``, an empty one. Raises LazyfsError, OSError."""
-    rng = random.Random(0)  # noqa: S311  # filling, not secrets
+    """Make the image in the empty ``directory``. Raises LazyfsError, OSError."""
+    rng = random.Random(0)  # noqa: S311  # padding, not secrets
     tree, iso = directory / "tree", directory / "demo.iso"
     in_squashfs = _write_files(tree, _tree(rng))
     squashfs = directory / "filesystem.squashfs"

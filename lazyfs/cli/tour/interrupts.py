@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin, once: the clean-up that they start must not be cut short by the next."""
+"""Ctrl-C and similar signals, once: a second one must not interrupt the clean-up."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def interruptible_once() -> Iterator[Callable[[], None]]:
     """The first of these signals raises KeyboardInterrupt; those after it are ignored.
 
-    Yields a function from whose call on the first is ignored too. For the main thread.
+    Yields a function that makes the first be ignored too. For the main thread.
     """
 
     def ignore() -> None:

@@ -1,7 +1,7 @@
-"""What the tour mounts, and how it is undone.
+"""The mounts of the tour, and their clean-up.
 
-Whatever is interrupted may or may not have happened: so each clean-up begins before the deed, and
-goes by what the kernel says is there.
+An interrupted step may or may not have happened, so each clean-up is set up before its step, and
+goes by the kernel's state.
 """
 
 import os
@@ -22,15 +22,15 @@ from lazyfs.system.mountinfo import mount_on
 _LIMIT = 60.0  # seconds that a program of the system may take
 _END_LIMIT = 20.0  # seconds that an unmounted daemon may take to save its cache
 _LOOK_EVERY = 0.1  # seconds
-_ATTEMPTS = 5  # to get a loop device that somebody else did not take first
+_ATTEMPTS = 5  # to get a loop device, since others may take it first
 
 
 @contextmanager
 def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> Iterator[None]:
-    """``lazyfs URL MOUNTPOINT``, as a user types it; unmounted at the end. Raises LazyfsError."""
+    """``lazyfs URL MOUNTPOINT``, as typed by a user; unmounted at the end. Raises LazyfsError."""
     command: list[str | Path] = [sys.executable, "-m", "lazyfs", url, mountpoint]
     command += ["--cache-dir", cache, "--log-file", log_file]
-    # Launcher and daemon inherit one end of a pipe, which thus is open for as long as they live.
+    # Launcher and daemon inherit one end of a pipe, which is thus open as long as they live.
     ours, theirs = os.pipe()
     with open(ours, "rb") as life:
         try:
@@ -43,7 +43,7 @@ def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> I
                     text=True,
                     pass_fds=[theirs],
                     env={**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"},
-                    start_new_session=True,  # Ctrl-C is meant for the tour, which cleans up
+                    start_new_session=True,  # Ctrl-C is for the tour, which cleans up
                 )
             finally:
                 os.close(theirs)
@@ -59,7 +59,7 @@ def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> I
 def squashfs_mounted(image: Path, extent: Extent, mountpoint: Path) -> Iterator[None]:
     """A squashfs within ``image``, mounted through a loop device. Needs root. Raises LazyfsError.
 
-    Of ``image`` nothing else may stand on a loop device.
+    No other loop device may use ``image``.
     """
     try:
         device = _attach(image, extent)
@@ -72,7 +72,7 @@ def squashfs_mounted(image: Path, extent: Extent, mountpoint: Path) -> Iterator[
 
 
 def can_loop_mount() -> bool:
-    """Whether this process may set up loop devices and mount what is on them."""
+    """Whether this process may set up and mount loop devices."""
     return os.geteuid() == 0 and os.access("/dev/loop-control", os.R_OK | os.W_OK)
 
 
@@ -92,9 +92,9 @@ def _attach(image: Path, extent: Extent) -> str:
 
 
 def _unmount_until_ended(mountpoint: Path, life: int) -> None:
-    """Unmount, and wait until nobody holds the other end of the pipe ``life``.
+    """Unmount, and wait until no process holds the other end of the pipe ``life``.
 
-    A daemon whose launch was interrupted may mount only after we first looked.
+    Repeated, since a daemon whose launch was interrupted may mount after the first check.
     """
     end = select.poll()
     end.register(life)
@@ -108,7 +108,7 @@ def _unmount_until_ended(mountpoint: Path, life: int) -> None:
 
 
 def _unmount(program: str, options: list[str], mountpoint: Path) -> None:
-    """Unmount what is mounted there, if anything is; when somebody is still in it, lazily."""
+    """Unmount what is mounted there, if anything; lazily if it is busy."""
     if mount_on(mountpoint) is None:
         return
     try:

@@ -19,7 +19,7 @@ _RANGE = re.compile(r"bytes=(\d{0,20})-(\d{0,20})")
 
 @dataclass
 class Traffic:
-    """What was asked for and sent so far. ``sent``: bytes of the file, not of headers."""
+    """The requests so far, and the bytes sent: of the file, without headers."""
 
     requests: int = 0
     sent: int = 0
@@ -50,10 +50,10 @@ def serve(file: Path) -> Iterator[tuple[str, Traffic]]:
 
 
 def requested_range(header: str, size: int) -> range | None:
-    """The bytes that a Range header field asks for, of a file of ``size`` bytes.
+    """The range that a Range header field requests, of a file of ``size`` bytes.
 
-    An empty range when none of them exist; None when the field is to be ignored: not in bytes, not
-    well formed, or several ranges at once, which a server need not serve (RFC 9110 section 14.2).
+    Empty if it is beyond the file; None if the field must be ignored: not in bytes, malformed, or
+    with several ranges, which a server need not serve (RFC 9110 section 14.2).
     """
     match = _RANGE.fullmatch(header.strip())
     if match is None or not (match[1] or match[2]):
@@ -68,7 +68,7 @@ def requested_range(header: str, size: int) -> range | None:
 
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
-    daemon_threads = True  # one waits on each connection that is kept alive
+    daemon_threads = True  # each kept-alive connection has a waiting thread
 
     def __init__(self, file: Path, traffic: Traffic) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -111,14 +111,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except ConnectionError:  # a reader went away, which is its right
+        except ConnectionError:  # the reader has disconnected
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Say nothing: the terminal is the report's."""
+        """Log nothing: the terminal is for the tour."""
 
     def _precondition(self) -> HTTPStatus | None:
-        """The status that ends this request early, by RFC 9110 section 13.2.2; None to go on."""
+        """The status that ends this request early, by RFC 9110 section 13.2.2; None for none."""
         if "If-Match" in self.headers:
             if not self._names_us("If-Match"):
                 return HTTPStatus.PRECONDITION_FAILED
@@ -131,14 +131,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return None
 
     def _names_us(self, field_name: str) -> bool:
-        """Whether the entity tags of this field hold ours; a weak one only for If-None-Match."""
+        """Whether this field contains our entity tag; weak tags count for If-None-Match only."""
         tags = [tag.strip() for tag in self.headers[field_name].split(",")]
         if field_name == "If-None-Match":
             tags = [tag.removeprefix("W/") for tag in tags]
         return "*" in tags or self.server.etag in tags
 
     def _modified_since(self, field_name: str) -> bool | None:
-        """Whether the file is newer than the date in this field; None when that holds no date."""
+        """Whether the file is newer than the date in this field; None without a valid date."""
         try:
             date = parsedate_to_datetime(self.headers.get(field_name, ""))
             return self.server.mtime > date.timestamp()
@@ -146,7 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return None
 
     def _range(self) -> range | None:
-        """The range to answer with; None for the whole file."""
+        """The range to send; None for the whole file."""
         condition = self.headers.get("If-Range")
         ours = (self.server.etag, self.date_time_string(self.server.mtime))
         if self.command != "GET" or (condition is not None and condition.strip() not in ours):
@@ -162,7 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             file.seek(content.start)
             for start in range(content.start, content.stop, _CHUNK):
                 piece = file.read(min(_CHUNK, content.stop - start))
-                self.server.traffic.count_sent(len(piece))  # first: who has it may look at once
+                self.server.traffic.count_sent(len(piece))  # before the reader can have it
                 self.wfile.write(piece)
 
     def _head(self, status: HTTPStatus, headers: dict[str, str]) -> None:

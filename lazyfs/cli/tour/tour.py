@@ -21,20 +21,20 @@ _FILES_TO_READ = 5
 
 
 class Audience(Protocol):
-    """Who is shown around."""
+    """The observer of a tour's steps."""
 
     def begins(self, what: str) -> None:
-        """This begins now: ``making an image``."""
+        """A step begins: ``making an image``."""
         ...
 
     def done(self, what: str) -> None:
-        """What began last has been done: ``made an image``."""
+        """The last step is done: ``made an image``."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tour cost. Sizes in bytes; ``seconds``: from mounting to the last file read."""
+    """The cost of the tour. Sizes are in bytes; ``seconds``: from mount to the last file read."""
 
     image_size: int
     sent: int
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def check_requirements() -> None:
-    """Raise ToolMissing or MountError when this machine cannot give the tour."""
+    """Raise ToolMissing or MountError if the tour cannot run on this machine."""
     programs.find("mksquashfs")
     programs.find("fusermount3")
     if not Path("/dev/fuse").exists():
@@ -54,7 +54,7 @@ def check_requirements() -> None:
 
 
 def give(audience: Audience) -> Outcome:
-    """Give the tour, and leave nothing behind. Raises LazyfsError, OSError, KeyboardInterrupt."""
+    """Run the tour, and clean up. Raises LazyfsError, OSError, KeyboardInterrupt."""
     check_requirements()
     with interruptible_once() as ignore_interrupts, ExitStack() as cleanup:
         try:
@@ -67,7 +67,7 @@ def give(audience: Audience) -> Outcome:
 
 
 def _walk(audience: Audience, cleanup: ExitStack) -> Outcome:
-    """All steps but the last; what is to be undone goes on ``cleanup``."""
+    """Run all steps but the last, the clean-up, which is collected in ``cleanup``."""
     scratch = tempfile.TemporaryDirectory(prefix="lazyfs-demo-", ignore_cleanup_errors=True)
     directory = Path(cleanup.enter_context(scratch)).resolve()
     places = {name: directory / name for name in ("image", "img", "squashfs", "cache")}
@@ -97,7 +97,7 @@ def _walk(audience: Audience, cleanup: ExitStack) -> Outcome:
     else:
         _read_extents(audience, made, image)
     seconds = time.monotonic() - started
-    # Before the traffic: read-ahead may still go on. Not st_blocks, which may be a second old.
+    # Read before the traffic: read-ahead may continue. Not st_blocks, which may be a second old.
     cached = int(os.getxattr(image, "user.lazyfs.cached"))
     return Outcome(size, traffic.sent, traffic.requests, cached, seconds)
 
@@ -130,7 +130,7 @@ def _read_extents(audience: Audience, made: content.Content, image: Path) -> Non
 def _read_some(
     audience: Audience, checksums: content.Checksums, read: Callable[[str], bytes]
 ) -> None:
-    """Read files from all over the tree and compare them with what was put into it."""
+    """Read files from all over the tree and compare their checksums."""
     audience.begins("reading files")
     names = list(checksums)[:: len(checksums) // _FILES_TO_READ][:_FILES_TO_READ]
     total = 0

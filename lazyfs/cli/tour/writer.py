@@ -1,4 +1,4 @@
-"""Writes an ISO 9660 image. Nothing else imports pycdlib."""
+"""Writes an ISO 9660 image. The only module that imports pycdlib."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -7,14 +7,14 @@ import pycdlib
 
 
 def write_iso(target: Path, files: Mapping[str, Path], label: str) -> None:
-    """Write an image with Rock Ridge names that holds ``files``: paths in it -> local files.
+    """Write an image with Rock Ridge names that contains ``files``: paths in it -> local files.
 
     ``label``: the volume's name, at most 32 of A-Z, 0-9 and ``_``. Directories are made as needed.
-    The files lie on disk in the order in which ISO 9660 sorts their directories.
+    The files are on disk in the order in which ISO 9660 sorts their directories.
     """
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident=label, rock_ridge="1.09")
-    plain = {PurePosixPath(): ""}  # directories as ISO 9660 knows them: its names allow little
+    plain = {PurePosixPath(): ""}  # directories by their ISO 9660 names, which are restricted
     for number, (path, local) in enumerate(files.items()):
         where = PurePosixPath(path)
         for directory in reversed(where.parents[:-1]):

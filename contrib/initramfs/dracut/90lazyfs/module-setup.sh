@@ -1,9 +1,9 @@
 #!/bin/bash
-# root=live:lazyfs:URL: a live system whose image stays on a web server.
+# root=live:lazyfs:URL: a live system with its image on a web server.
 
 # called by dracut
 check() {
-    # As for dmsquash-live: not in an initramfs that is for one machine, and only on request.
+    # Like dmsquash-live: not in a host-only initramfs, and only on request.
     [[ $hostonly ]] && return 1
     [[ -x /usr/lib/lazyfs/lazyfs-boot ]] || return 1
     return 255
@@ -11,7 +11,7 @@ check() {
 
 # called by dracut
 depends() {
-    # The handler of a root is called by these two; systemd-networkd (dracut 059) calls none.
+    # These two call root handlers; systemd-networkd (dracut 059) calls none.
     if [[ -x /usr/libexec/nm-initrd-generator || -x /usr/lib/nm-initrd-generator ]]; then
         echo -n 'network-manager '
     else
@@ -34,7 +34,7 @@ install() {
     inst_script $library/lazyfs-generator
     "$($library/lazyfs-boot python)" -I $library/lazyfs-runtime "$initdir$library/runtime"
 
-    # Before livenet and dmsquash-live, which must not take the URL for a file.
+    # Before livenet and dmsquash-live, which must not mistake the URL for a file.
     inst_hook cmdline 28 "$moddir/parse-lazyfs.sh"
     inst_script "$moddir/lazyfs-root.sh" /sbin/lazyfsroot
     if dracut_module_included systemd-initrd; then

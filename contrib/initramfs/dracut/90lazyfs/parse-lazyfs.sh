@@ -1,8 +1,8 @@
 #!/bin/sh
 # root=live:lazyfs:URL. When the network is up, dracut calls lazyfsroot with lazyfs:URL.
 #
-# Sourced, with the shell variables of dracut-cmdline. emergency_shell and not die: that would halt
-# the machine.
+# Sourced, with the shell variables of dracut-cmdline. Errors start emergency_shell, since die would
+# halt the machine.
 
 [ -z "$root" ] && root=$(getarg root=)
 
@@ -11,7 +11,7 @@ case $root in
         /usr/lib/lazyfs/lazyfs-boot check
         [ $? != 2 ] || emergency_shell -n lazyfs "$(cat /run/lazyfs.reason)"
         netroot=${root#live:}
-        root=lazyfs # dracut wants some word here
+        root=lazyfs # dracut requires a value here
         rootok=1
         wait_for_dev -n /dev/root
         ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Have sysroot.mount written by the generator of dmsquash-live, which knows devices and local files
-# only: what it writes is the same for all of them.
+# Have sysroot.mount written by the generator of dmsquash-live. It only knows devices and local
+# files, but writes the same unit for all of them.
 
 type getarg >/dev/null 2>&1 || . /lib/dracut-lib.sh
 
