@@ -40,6 +40,7 @@ class BlockCache:
         ``fill_rate``: the limit for the fill, in bytes per second; None for no limit.
         """
         self.identity: Identity = source.identity
+        self.block_size = store.block_size
         self._name = name
         self._source = source
         self._timeout = timeout

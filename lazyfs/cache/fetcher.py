@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from lazyfs.cache.blocks import Blocks
-from lazyfs.cache.fill import FillPolicy
+from lazyfs.cache.fill import CALM, FillPolicy
 from lazyfs.cache.health import Health
 from lazyfs.cache.plan import Fetch
 from lazyfs.core.device import Link, Priority, Slot, Source, Stream
@@ -28,6 +28,10 @@ LARGEST_FETCH = 8 << 20
 SHORT = 128 << 10  # bytes: up to this, a request is mostly round trip
 MOST_TOGETHER = 4  # short requests that are pipelined on one slot
 PRELOADS_TOGETHER = 16
+BUSY = 1.5  # bandwidth-delay products in flight that keep a link busy
+BURST = 0.01  # seconds of the rate: on short links, the process is what takes time
+SMALLEST_WINDOW = 256 << 10  # bytes
+SHARES = 3  # background requests that make up the window; each has a connection of its own
 
 _DEMAND = (Priority.DEMAND,)
 _READAHEAD = (Priority.READAHEAD,)
@@ -61,6 +65,9 @@ class Fetcher:
         kinds: tuple[tuple[Priority, ...], ...] = (_DEMAND, _READAHEAD, _PRELOAD, _FILL)
         self._work = {kind: trio.Event() for kind in kinds}
         self._asked = trio.Event()  # set when a request is sent that a reader waits for
+        self._background: set[Fetch] = set()  # in flight, and no reader waits for them
+        self._drained = trio.Event()  # set when some of their blocks have come
+        self._waited_at = float("-inf")  # trio time at which a reader waited last
         self._reading_ahead = 0  # requests in flight for read-ahead and preload
         self._going_on = trio.Event()  # cleared while background fetches are paused
         self._going_on.set()
@@ -77,11 +84,13 @@ class Fetcher:
     def demand(self) -> None:
         """Note that a reader waits for blocks."""
         self._work[_DEMAND].set()
-        self.fill.demand(trio.current_time())
+        self._waited_at = trio.current_time()
+        self.fill.demand(self._waited_at)
 
     def served(self) -> None:
         """Note that a reader has stopped waiting."""
-        self.fill.demand(trio.current_time())
+        self._waited_at = trio.current_time()
+        self.fill.demand(self._waited_at)
 
     def hint(self, blocks: Span, priority: Priority) -> None:
         """Queue these blocks, some of which are missing, at this priority."""
@@ -124,6 +133,8 @@ class Fetcher:
             await self._wait_for_work(priorities)
             if priorities is _PRELOAD:
                 await self._going_on.wait()
+            if priorities is not _DEMAND:
+                await self._wait_for_window()
             slot = await self._source.slot(priorities[0])
             fetches = self._take_some(priorities, slot)
             if not fetches:
@@ -172,6 +183,28 @@ class Fetcher:
                 break
         return False
 
+    async def _wait_for_window(self) -> None:
+        """Wait until background fetches may send another request.
+
+        While readers wait now and then, only as much is in flight as keeps the link busy: whatever
+        is in front of a reader's request delays it.
+        """
+        while self._background and self._room() < self._share():
+            self._drained = trio.Event()
+            with trio.move_on_after(CALM):
+                await self._drained.wait()
+
+    def _share(self) -> int:
+        """Bytes of one background request beside readers: some of them make up the window."""
+        return max(SHORT, _window(self._source.link) // SHARES)
+
+    def _room(self) -> int:
+        """Bytes that background fetches may ask for now."""
+        if trio.current_time() - self._waited_at >= CALM:
+            return 2 * LARGEST_FETCH
+        blocks = sum(fetch.blocks.stop - fetch.next for fetch in self._background)
+        return _window(self._source.link) - blocks * self._blocks.block_size
+
     async def _wait_for_work(self, priorities: tuple[Priority, ...]) -> None:
         while not self._plan.has_work(priorities):
             self._work[priorities] = trio.Event()
@@ -184,6 +217,8 @@ class Fetcher:
         scattered: as many as keep the link busy for one round trip.
         """
         full = _full_length(slot.link)
+        if priorities is not _DEMAND:
+            full = max(self._share(), min(full, self._room()))
         fetch = self._take(priorities, full)
         fetches: list[Fetch] = []
         asked = 0
@@ -215,6 +250,8 @@ class Fetcher:
         self._counts.under_way += len(fetches)
         ahead = sum(fetch.priority in (Priority.READAHEAD, Priority.PRELOAD) for fetch in fetches)
         self._reading_ahead += ahead
+        if fetches[0].priority is not Priority.DEMAND:
+            self._background.update(fetches)
         good = True
         try:
             for fetch, stream in zip(fetches, streams, strict=True):
@@ -226,6 +263,8 @@ class Fetcher:
             self._work[_DEMAND].set()
             self._counts.under_way -= len(fetches)
             self._reading_ahead -= ahead
+            self._background.difference_update(fetches)
+            self._drained.set()
             slot.release()
 
     async def _fetch(self, fetch: Fetch, stream: Stream, slot: Slot) -> bool:
@@ -280,6 +319,8 @@ class Fetcher:
 
     def _keep(self, fetch: Fetch, content: memoryview, slot: Slot) -> None:
         evicted = self._blocks.keep(fetch, content)
+        if fetch.priority is not Priority.DEMAND:
+            self._drained.set()
         self._health.arrived()
         slot.succeeded()
         self.fill.succeeded()
@@ -308,6 +349,11 @@ def _hull(one: Span | None, other: Span) -> Span:
     if one is None:
         return other
     return Span(min(one.start, other.start), max(one.stop, other.stop))
+
+
+def _window(link: Link) -> int:
+    """Bytes of background fetches in flight beside readers: what keeps the link busy, just."""
+    return max(int(BUSY * link.bandwidth_delay), int(BURST * link.rate), SMALLEST_WINDOW)
 
 
 def _full_length(link: Link) -> int:

@@ -24,6 +24,7 @@ from lazyfs.core.options import (
     LogOptions,
     MountOptions,
     OnChange,
+    Prefetch,
     PreloadOptions,
     ReadAheadLimit,
     StackOptions,
@@ -69,6 +70,7 @@ def daemon_options(given: Given, images: tuple[ImageOptions, ...]) -> DaemonOpti
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
         readahead=given.readahead,
+        prefetch=Prefetch(given.prefetch),
         fill=_fill(given),
         rate=given.rate,
         preload=_preload(given, len(images)),
@@ -90,6 +92,7 @@ def stack_options(given: Given, where: str, *, choose_partition: bool = False) -
         cache=_cache(given, 1),
         timeout=given.timeout,
         nbd_fixed=given.nbd_fixed,
+        prefetch=Prefetch.METADATA,
         readahead=ReadAheadLimit(size=0),  # these commands know, and request, what they need
     )
 

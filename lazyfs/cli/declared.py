@@ -6,6 +6,7 @@ from lazyfs.cli.servers import add_server_options
 from lazyfs.cli.words import as_type
 from lazyfs.core.options import (
     OnChange,
+    Prefetch,
     ReadAheadLimit,
     parse_block_size,
     parse_cache_size,
@@ -23,7 +24,9 @@ def add_options(parser: Parser) -> None:
     add_cache_options(parser)
     add = parser.add_argument_group("fetching").add_argument
     add("--readahead", metavar="AMOUNT", type=as_type(parse_readahead), default=ReadAheadLimit(),
-        help=Rare("how far, in time (default: 4s) or as a size; 0 for none"))  # fmt: skip
+        help=Rare("how far, in time (default: 250ms) or as a size; 0 for none"))  # fmt: skip
+    add("--prefetch", choices=[choice.value for choice in Prefetch], default="auto",
+        help=Rare("what to fetch unasked: none, metadata, auto (default) or eager"))  # fmt: skip
     add("--fill", action="store_true", help="fetch all the rest too, without delaying readers")
     add("--rate", metavar="RATE", type=as_type(parse_rate),
         help=Rare("with --fill: at most so fast, like 10M/s"))  # fmt: skip

@@ -27,6 +27,8 @@ MIN_BLOCK_SIZE = 4 * KIB
 MAX_BLOCK_SIZE = MIB
 SMALLEST_CACHE = 16 * MIB
 
+_BUSY = 4  # bandwidth-delay products ahead of a reader that keep the link busy
+
 
 def parse_size(text: str) -> int:
     """Bytes from ``"4096"``, ``"64K"``, ``"1M"``, ``"10GiB"``: powers of 1024, as in losetup.
@@ -80,23 +82,38 @@ def format_size(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+class Prefetch(Enum):
+    """What is fetched that nobody has asked for, beside what the user names."""
+
+    NONE = "none"  # nothing: not a byte beyond the blocks that were read
+    METADATA = "metadata"  # read-ahead of sequential readers, and a filesystem's tables
+    AUTO = "auto"  # that, and what lies around a miss, as far as it proves useful
+    EAGER = "eager"  # the same, four times as wide
+
+
 @dataclass(frozen=True)
 class ReadAheadLimit:
     """How far to read ahead: ``seconds`` of the link's throughput, or ``size`` bytes.
 
-    ``most``: upper limit in bytes, because more could not be kept.
+    At least what keeps the link busy, unless a size is given. ``most``: upper limit in bytes,
+    because more could not be kept.
     """
 
-    seconds: float = 4.0
+    seconds: float = 0.25
     size: int | None = None
     most: int | None = None
 
-    def bytes_at(self, rate: float) -> int:
-        """The limit in bytes at ``rate`` bytes per second (0: not known yet)."""
+    def bytes_at(self, rate: float, bandwidth_delay: int = 0) -> int:
+        """The limit in bytes at ``rate`` bytes per second (0: not known yet).
+
+        ``bandwidth_delay``: bytes that the link carries in one round trip.
+        """
         if self.size is not None:
             wanted = self.size
+        elif rate:
+            wanted = max(MIB, int(self.seconds * rate), _BUSY * bandwidth_delay)
         else:
-            wanted = max(MIB, int(self.seconds * rate)) if rate else 8 * MIB
+            wanted = 4 * MIB
         return wanted if self.most is None else min(wanted, self.most)
 
 
@@ -224,6 +241,7 @@ class StackOptions:
     cache: CacheOptions
     timeout: float = 60.0
     readahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
+    prefetch: Prefetch = Prefetch.AUTO
     fill: bool = False
     rate: float | None = None  # limit for the fill, in bytes per second
     nbd_fixed: bool = False  # whether the user vouches that exports never change

@@ -85,7 +85,7 @@ async def _open_base(
     cache, data_file = await open_cache(url, source, options)
     closing.push_async_callback(cache.aclose)
     cache.begin_with(source.opening)
-    prefetcher = Prefetcher(cache, _readahead(options))
+    prefetcher = Prefetcher(cache, _readahead(options), options.prefetch, cache.block_size)
     recorder = Recorder(prefetcher, address.shown(url))
     if options.preload.record is not None:
         await recorder.record_to(options.preload.record)

@@ -8,9 +8,10 @@ at least one body is in flight, so pauses of the readers do not count.
 
 _FORGET = 0.02  # how far a larger round trip pulls the estimate up
 _SMOOTH = 0.3  # how far one sample moves the rate
+_UP, _DOWN = 0.4, 0.05  # and what the link can do: one that was not full says little
 _ASSUMED_RATE = 10e6  # bytes per second
-_SAMPLE_TIME = 0.05  # seconds; shorter bursts show buffers, not the link
-_SAMPLE_BYTES = 256 << 10
+_SAMPLE_TIME = 0.02  # seconds; shorter bursts show buffers, not the link
+_SAMPLE_BYTES = 128 << 10
 
 
 class LinkEstimate:
@@ -19,6 +20,7 @@ class LinkEstimate:
     def __init__(self) -> None:
         self.round_trip = 0.0  # seconds; 0 until known
         self.rate = 0.0  # bytes per second; 0 until known
+        self._capacity = 0.0  # bytes per second, when the link is full; 0 until known
         self._bodies = 0
         self._since = 0.0
         self._bytes = 0
@@ -30,7 +32,7 @@ class LinkEstimate:
         0 until the round trip is known. Short answers say nothing about the rate, and a reader that
         gets only such would never get read-ahead; so a modest rate is assumed until it is known.
         """
-        return int(self.round_trip * (self.rate or _ASSUMED_RATE))
+        return int(self.round_trip * (self._capacity or _ASSUMED_RATE))
 
     def answered(self, seconds: float) -> None:
         """Note a round trip: the seconds from the request to the first byte."""
@@ -52,6 +54,8 @@ class LinkEstimate:
             return
         sample = self._bytes / elapsed
         self.rate += (_SMOOTH if self.rate else 1.0) * (sample - self.rate)
+        pull = _UP if sample > self._capacity else _DOWN
+        self._capacity += (pull if self._capacity else 1.0) * (sample - self._capacity)
         self._since, self._bytes = now, 0
 
     def body_ends(self) -> None:

@@ -136,7 +136,7 @@ def test_what_a_body_left_unmeasured_is_not_counted_to_the_next() -> None:
     ("rate", "length"),
     [
         (1000 * MIB, 16 * MIB),  # over in 16 ms: it shows buffers
-        (MIB, 200 * KIB),  # too few bytes
+        (MIB, 100 * KIB),  # too few bytes
         (1000 * MIB, 4 * KIB),
     ],
 )
