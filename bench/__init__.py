@@ -1,1 +1,1 @@
-"""Compares lazyfs with other ways to use a remote image; ``python -m bench --help`` starts it."""
+"""Benchmark of lazyfs and other ways to use a remote image; see ``python -m bench --help``."""

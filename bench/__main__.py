@@ -23,7 +23,7 @@ RUNS = 3
 
 
 def main() -> int:
-    """Measure what was asked for.
+    """Measure as requested on the command line.
 
     Returns the exit status: 1 if lazyfs failed in any run, 2 for wrong usage, 130 after Ctrl-C.
     """
@@ -31,7 +31,7 @@ def main() -> int:
     if os.geteuid():
         print("python -m bench: mounting needs root", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which "&" in a script switches off
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # "&" in a script disables it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleaned up
     tools = wanted_tools(options)
     versions = installed(tools)
@@ -41,7 +41,7 @@ def main() -> int:
     with bench(options) as ready:
         try:
             for run in measure(ready, plan(options, tools)):
-                runs.append(run)  # noqa: PERF402 (what was measured is reported after ^C, too)
+                runs.append(run)  # noqa: PERF402 (completed runs are reported after ^C too)
         except KeyboardInterrupt:
             interrupted = True
             say("stopped; here is what was measured until now")
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """The options on the command line."""
     parser = argparse.ArgumentParser("bench", description="measure lazyfs beside other tools")
     add = parser.add_argument
     add("--quick", action="store_true", help="the important cells, once, in under 5 minutes")
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:
-    """An argparse type: a list of names with commas between them, each of which must be known."""
+    """An argparse type: a comma-separated list of known names."""
 
     def split(text: str) -> list[str]:
         given = text.split(",")
@@ -94,7 +94,7 @@ def wanted_tools(options: argparse.Namespace) -> dict[str, type[Tool]]:
 
 
 def installed(tools: dict[str, type[Tool]]) -> dict[str, str]:
-    """The versions of those that are installed; the others are named and left out."""
+    """The versions of the installed tools; the others are named and left out."""
     versions = {}
     for name, tool in tools.items():
         try:
@@ -107,7 +107,7 @@ def installed(tools: dict[str, type[Tool]]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def bench(options: argparse.Namespace) -> Iterator[Bench]:
-    """Server, images and loop device, in a directory of our own; nothing of it stays."""
+    """Server, images and loop device, in a temporary directory."""
     images = image.Images(options.images, say)
     if options.requests:
         options.requests.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def bench(options: argparse.Namespace) -> Iterator[Bench]:
 def plan(
     options: argparse.Namespace, tools: dict[str, type[Tool]]
 ) -> list[tuple[type[Tool], str, Work, int]]:
-    """What is measured, in its order: one work with all tools, so that they meet one machine."""
+    """The measurements, in order: each work with all tools, so that conditions are comparable."""
     links = options.link or (["wan"] if options.quick else list(LINKS))
     count = options.runs or (1 if options.quick else RUNS)
     return [
@@ -139,19 +139,19 @@ def plan(
 
 
 def wanted_works(options: argparse.Namespace, link: str) -> list[Work]:
-    """The works on a link. What only follows another comes with that."""
+    """The works on a link. Works that only follow another one are part of that."""
     chosen = options.only or (QUICK_WORKS if options.quick else default_works(link))
     works = [WORKS[name] for name in chosen]
     return list(dict.fromkeys(FIRST.get(work, work) for work in works))
 
 
 def default_works(link: str) -> list[str]:
-    """All, but some only where they tell something and do not take all day."""
+    """All works, but some only on links where they are informative and do not take all day."""
     return [name for name, work in WORKS.items() if link in work.links]
 
 
 def measure(ready: Bench, cells: Sequence[tuple[type[Tool], str, Work, int]]) -> Iterator[Run]:
-    """Measure one after the other, and say what comes of it."""
+    """Measure one cell after the other, and print the outcomes."""
     begin = time.monotonic()
     for done, (tool, link, work, number) in enumerate(cells, 1):
         for run in ready.measure(tool, link, work, number):
@@ -161,7 +161,7 @@ def measure(ready: Bench, cells: Sequence[tuple[type[Tool], str, Work, int]]) ->
 
 
 def outcome(run: Run) -> str:
-    """One run in one line."""
+    """A run in one line."""
     values = ", ".join(f"{report.number(value)} {name}" for name, value in run.values.items())
     traffic = ", ".join(f"{report.number(value)} {name}" for name, value in run.traffic.items())
     what = f"FAILED: {run.error}" if run.error else f"{values} ({traffic})"
@@ -169,7 +169,7 @@ def outcome(run: Run) -> str:
 
 
 def write(options: argparse.Namespace, runs: Sequence[Run], versions: dict[str, str]) -> None:
-    """Print the tables, and write the files that were asked for."""
+    """Print the tables, and write the requested files."""
     tables = report.tables(runs)
     for table in tables:
         print(f"\n{report.text(table)}")
@@ -180,7 +180,7 @@ def write(options: argparse.Namespace, runs: Sequence[Run], versions: dict[str, 
 
 
 def say(line: str) -> None:
-    """Progress, apart from the results."""
+    """Print progress, separately from the results."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The picture for the README: bars, written by hand as SVG; readable on light and on dark."""
+"""The chart for the README: bars, written directly as SVG, for light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = {
 }
 COLUMNS = 2
 PANEL = 430
-"""All in SVG's units, which are pixels at the picture's own size."""
+"""All in SVG's units, which are pixels at the chart's nominal size."""
 NAMES = 160
 LINE = 22
 BAR = 14
@@ -43,7 +43,7 @@ text.ours { font-weight: 600; fill: #0969da; }
 
 
 def svg(tables: Sequence[Table], link: str) -> str:
-    """The panels of one link; works that were not measured are left out."""
+    """The chart of one link; works that were not measured are left out."""
     shown = [t for name in PANELS for t in tables if (t.link, t.work.name) == (link, name)]
     most = max((len(table.rows) for table in shown), default=0)
     height = HEAD + most * LINE + GAP
@@ -61,12 +61,12 @@ def svg(tables: Sequence[Table], link: str) -> str:
 
 
 def subtitle(link: str) -> str:
-    """What is shown."""
+    """The subtitle of the chart of a link."""
     return f"One 1 GiB image over HTTP, {describe(LINKS[link])}; medians"
 
 
 def panel(table: Table) -> list[str]:
-    """One work: a title, and a bar for each tool."""
+    """One work: a title, and a bar per tool."""
     better = "more" if table.work.higher_is_better else "less"
     widest = max((row.median or 0 for row in table.rows), default=0) or 1
     title = escape(f"{table.work.title[0].upper()}{table.work.title[1:]}")
@@ -99,5 +99,5 @@ def bar(row: Row, y: int, widest: float) -> list[str]:
 
 
 def is_limit(tool: str) -> bool:
-    """Whether the tool shows what is possible at best."""
+    """Whether the tool shows the best possible value."""
     return tool in TOOLS and TOOLS[tool].limit

@@ -1,9 +1,9 @@
-"""The images that are measured: made once of files of this machine's /usr, and kept.
+"""The images of the benchmark: made once from files of this machine's /usr, and kept.
 
-The main image is 1 GiB: a squashfs (gzip, as mksquashfs makes it by default) and random bytes
-behind it. It holds about 900 MB of files, picked from /usr by a hash of their names. The others
-hold the same files in other filesystems or compressions, without padding. The ISO holds that
-squashfs, and many small files; see `iso.py`.
+The main image is 1 GiB: a squashfs (gzip, the default of mksquashfs), followed by random bytes. It
+contains about 900 MB of files, picked from /usr by a hash of their names. The others contain the
+same files in other filesystems or compressions, without padding. The ISO contains that squashfs,
+and many small files; see `iso.py`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from bench import iso, system
 MAIN = "gzip"
 KINDS = ("gzip", "xz", "zstd", "lz4", "erofs", "ext4")
 ISO = "iso"
+ROOT = "root"
+PACKAGES = ("python3-numpy", "gcc", "libc6-dev", "perl", "git", "vim", "nodejs")
+"""In the root filesystem, beside Debian's smallest one."""
+SUITE = "bookworm"
 SIZE = 1 << 30
 CONTENT = 900_000_000
-"""Bytes of files that an image holds, before compression."""
+"""Bytes of files in an image, before compression."""
 LARGEST = 16 << 20
-"""Bytes: larger files are left out, so that no single one decides a measurement."""
+"""Bytes: larger files are left out, so that no single one dominates a measurement."""
 READ_FILES = 200
 LARGEST_READ = 4 << 20
 SEED = 20
@@ -37,29 +41,29 @@ BUILD_LIMIT = 3600.0
 
 @dataclass(frozen=True)
 class Image:
-    """A file with a filesystem of type `fstype` in it; `files` of that are to be read."""
+    """A file with a filesystem of type `fstype`, of which a job reads `files`."""
 
     path: Path
     fstype: str
     files: list[str]
     start: int = 0
-    """Where the filesystem begins, in bytes."""
+    """The offset of the filesystem, in bytes."""
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size of the image, in bytes."""
         return self.path.stat().st_size
 
 
 class Images:
-    """The images in a directory, made when they are first asked for."""
+    """The images in a directory, made on first use."""
 
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._say = directory, say
 
     def get(self, kind: str) -> Image:
-        """The image of this kind. Raises Failed where it cannot be made."""
+        """The image of this kind. Raises Failed if it cannot be made."""
         path = self._directory / f"{kind}.img"
         fstype = kind if kind in ("erofs", "ext4") else "squashfs"
         if not path.exists():
@@ -67,6 +71,8 @@ class Images:
             self._make(kind, path)
         if kind == MAIN:
             return Image(path, fstype, self._files(path))
+        if kind == ROOT:
+            return Image(path, fstype, [])
         start = iso.start_of(path, iso.SQUASHFS) if kind == ISO else 0
         return Image(path, fstype, self.get(MAIN).files, start)
 
@@ -78,6 +84,11 @@ class Images:
                 copy_sample(Path("/usr"), tree)
                 system.run(squashfs(tree, unfinished, kind), BUILD_LIMIT)
                 pad(unfinished)
+            elif kind == ROOT:
+                tree = Path(scratch, "tree.tar")
+                system.run(debian(tree), BUILD_LIMIT)
+                system.run([*squashfs("-", unfinished, MAIN), "-tar"],
+                           BUILD_LIMIT, stdin=tree)  # fmt: skip
             elif kind == ISO:
                 tree = Path(scratch, "tree")
                 iso.plant(tree, self.get(MAIN).path)
@@ -97,7 +108,7 @@ class Images:
 
 
 def copy_sample(source: Path, target: Path) -> None:
-    """Copy about CONTENT bytes of the files under `source`: those whose name's hash is low."""
+    """Copy about CONTENT bytes of the files under `source`: those with a low hash of the name."""
     sizes = {path: path.lstat().st_size for path in regular_files(source)}
     sizes = {path: size for path, size in sizes.items() if size <= LARGEST}
     limit = CONTENT / max(CONTENT, sum(sizes.values())) * 2**32
@@ -109,7 +120,7 @@ def copy_sample(source: Path, target: Path) -> None:
 
 
 def regular_files(directory: Path) -> Iterator[Path]:
-    """All regular files below, in no special order, on this filesystem or others."""
+    """All regular files below, in no particular order, on this filesystem or others."""
     for parent, _, names in os.walk(directory):
         for name in names:
             path = Path(parent, name)
@@ -118,14 +129,14 @@ def regular_files(directory: Path) -> Iterator[Path]:
 
 
 def choose_files(tree: Path) -> list[str]:
-    """The files that a job reads, in its order: the same ones for the same image."""
+    """The files that a job reads, in order; deterministic for an image."""
     sizes = ((path, path.stat().st_size) for path in regular_files(tree))
     fit = sorted(str(path.relative_to(tree)) for path, size in sizes if 0 < size <= LARGEST_READ)
     return random.Random(SEED).sample(fit, min(READ_FILES, len(fit)))
 
 
 def pad(path: Path) -> None:
-    """Fill up to SIZE with random bytes, the same ones every time."""
+    """Pad to SIZE with random bytes, the same every time."""
     dice = random.Random(SEED)
     with path.open("ab") as file:
         while (missing := SIZE - file.tell()) > 0:
@@ -141,8 +152,13 @@ def builder(kind: str, tree: Path, path: Path) -> list[str | Path]:
     return squashfs(tree, path, kind)
 
 
-def squashfs(tree: Path, path: Path, compression: str) -> list[str | Path]:
-    """mksquashfs with its own defaults but for the compression."""
+def debian(path: Path) -> list[str | Path]:
+    """The command that makes a tar archive of a Debian with the programs that `hello` starts."""
+    return ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, path]
+
+
+def squashfs(tree: str | Path, path: Path, compression: str) -> list[str | Path]:
+    """mksquashfs with its defaults, except for the compression."""
     return ["mksquashfs", tree, path, "-comp", compression, "-noappend", "-no-progress", "-quiet"]
 
 
@@ -158,7 +174,7 @@ def ext4(tree: Path, path: Path) -> list[str | Path]:
 
 @contextlib.contextmanager
 def mounted(path: Path, fstype: str) -> Iterator[Path]:
-    """The filesystem in a local image, mounted on a directory of its own."""
+    """The filesystem in a local image, mounted on a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name, system.loop_device() as loop:
         system.mount(path, loop, name, fstype)
         try:

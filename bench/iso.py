@@ -1,7 +1,7 @@
-"""The ISO image that is looked into: made once, with the same small files on every machine.
+"""The ISO image for listing and extraction: made once, with the same small files everywhere.
 
-It has Rock Ridge and Joliet names, 10,000 files in 320 directories, some of 1 MB among them, and
-the main image's squashfs, as a live medium has.
+It has Rock Ridge and Joliet names, 10,000 files in 320 directories, some of them of 1 MB, and the
+main image's squashfs, like a live medium.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SQUASHFS = "live/filesystem.squashfs"
 FILES = 10_000
 DIRECTORIES = 300
 GROUPS = 20
-"""Directories at the top; the others are spread over them."""
+"""Directories at the top, with the others below them."""
 SMALL = 4000
-"""Bytes: files are smaller than this, as a rule."""
+"""Bytes: most files are smaller than this."""
 LARGE = 1_000_000
-"""Bytes of every thousandth file."""
+"""Bytes in every thousandth file."""
 SEED = 21
 SECTOR = 2048
 BUILD_LIMIT = 600.0
 
 BYTES_USED = struct.Struct("<40xQ")
-"""In a squashfs's superblock: how long it is, without what is behind it."""
+"""In a squashfs's superblock: its length, without padding."""
 
 
 def names() -> list[str]:
@@ -45,14 +45,14 @@ def large_file() -> str:
 
 
 def content(name: str) -> bytes:
-    """What is in a file: bytes that do not compress, the same ones every time."""
+    """The content of a file: incompressible bytes, the same every time."""
     number = int(name[-9:-4])
     dice = random.Random(SEED * FILES + number)
     return dice.randbytes(LARGE if number % 1000 == 0 else dice.randrange(SMALL))
 
 
 def plant(tree: Path, image: Path) -> None:
-    """Put all files into a directory; the squashfs is what `image` begins with."""
+    """Create all files in a directory; the squashfs is taken from the beginning of `image`."""
     for name in names():
         file = tree / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def plant(tree: Path, image: Path) -> None:
 
 
 def cut(image: Path, squashfs: Path) -> None:
-    """Copy the squashfs at the beginning of an image, without what is behind it."""
+    """Copy the squashfs at the beginning of an image, without the bytes after it."""
     with image.open("rb") as source, squashfs.open("wb") as target:
         (length,) = BYTES_USED.unpack(source.read(BYTES_USED.size))
         source.seek(0)
@@ -72,13 +72,13 @@ def cut(image: Path, squashfs: Path) -> None:
 
 
 def make(tree: Path, image: Path) -> None:
-    """Write the image, as xorriso makes it for live media by default."""
+    """Write the image, with xorriso's defaults for live media."""
     options = ["-as", "mkisofs", "-quiet", "-R", "-J", "-V", "BENCH", "-o"]
     system.run(["xorriso", *options, image, tree], BUILD_LIMIT)
 
 
 def listing(image: str | Path) -> list[str]:
-    """The command that prints all that is in an ISO, with sizes."""
+    """The command that lists all files in an ISO, with sizes."""
     return ["xorriso", "-indev", f"stdio:{image}", "-find", "/", "-exec", "lsdl"]
 
 
@@ -88,7 +88,7 @@ def extraction(image: str | Path, name: str) -> list[str]:
 
 
 def start_of(image: Path, name: str) -> int:
-    """Where a file begins in an ISO. Raises Failed."""
+    """The offset of a file in an ISO, in bytes. Raises Failed."""
     command = ["xorriso", "-indev", f"stdio:{image}", "-find", f"/{name}", "-exec", "report_lba"]
     match = re.search(r"^File data lba: *\d+ , *(\d+) ,", system.run(command), re.MULTILINE)
     if match is None:

@@ -1,4 +1,4 @@
-"""One measurement: a tool, a work and a link give a Run."""
+"""A measurement: from a tool, a work and a link to a Run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bench import iso, system, work
-from bench.image import ISO, KINDS, MAIN, Image, Images
+from bench.image import ISO, KINDS, MAIN, ROOT, Image, Images
 from bench.server import LINKS, Server, Way, timeline
 from bench.tools import Command, Lazyfs, Task, Tool
 
@@ -23,11 +23,11 @@ STATISTICS = "user.lazyfs.statistics"
 
 @dataclass(frozen=True)
 class Amount:
-    """How much work is done on a link: enough to measure, not so much that it takes all day."""
+    """The amount of work on a link: enough to measure, without taking all day."""
 
     sequential: int
     reads: dict[int, int]
-    """Number of readers -> reads of each."""
+    """Number of readers -> reads per reader."""
     read_limit: float
     """Seconds after which random readers stop."""
     limit: float
@@ -45,24 +45,24 @@ QUICK = Amount(128 << 20, {1: 100, 16: 40}, 6, 60)
 
 @dataclass(frozen=True)
 class Work:
-    """A kind of work, and what of its result is compared."""
+    """A kind of work, and the metric to compare."""
 
     name: str
     title: str
     metric: str
     limit: str
-    """The name of the tool that shows what is possible at best; empty where there is none."""
+    """The name of the tool with the best possible value; empty if there is none."""
     task: Task
     kind: str = MAIN
-    """Of the image."""
+    """The image's kind."""
     links: tuple[str, ...] = tuple(LINKS)
-    """Where it is measured if nobody says where."""
+    """The links on which it is measured by default."""
     transfer: bool = False
-    """Whether the time in which the link carries what was fetched is a part of the limit."""
+    """Whether the limit includes the link's time to transfer the fetched bytes."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether the metric is a speed, and not a time."""
+        """Whether the metric is a speed, not a time."""
         return self.metric in ("MB/s", "IOPS")
 
 
@@ -72,6 +72,10 @@ MANY = Work("r16", "4 KiB random reads, 16 readers", "IOPS", "curl", Task.READ)
 START = Work("start", "start to first byte", "s", "", Task.START)
 JOB = Work("job", "loop-mount, find, read 200 files; cold", "s", "local", Task.JOB)
 AGAIN = Work("again", "the same job again, from the tool's cache", "s", "local", Task.JOB)
+HELLO = Work(
+    "hello", "start python, gcc, perl, git, node, vim from a root filesystem, cold", "s", "local",
+    Task.HELLO, ROOT, ("wan",),
+)  # fmt: skip
 JOBS = tuple(
     Work(f"job-{kind}", f"the job on {kind}, cold", "s", "local", Task.JOB, kind, ("wan",))
     for kind in KINDS
@@ -106,22 +110,22 @@ BLOCKS = replace(
 WORKS = {
     w.name: w
     for w in (
-        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT, COPY,
-        COPY_AGAIN, BLOCKS, *JOBS,
+        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, HELLO, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT,
+        COPY, COPY_AGAIN, BLOCKS, *JOBS,
     )
 }  # fmt: skip
 FIRST = {AGAIN: JOB, COPY_AGAIN: COPY, BLOCKS: COPY}
-"""Work that only follows another -> that other."""
+"""A work that only follows another one -> that other work."""
 
 
 def fits(tool: type[Tool], wanted: Work) -> bool:
-    """Whether a tool can do this work; a limit is only measured where it is one."""
+    """Whether a tool can do this work; a limit is measured only at its own works."""
     return tool.name == wanted.limit if tool.limit else wanted.task in tool.tasks
 
 
 @dataclass
 class Run:
-    """What one run of one work gave; `values` are empty where there is an `error`."""
+    """The result of one run of one work; `values` is empty if there is an `error`."""
 
     tool: str
     link: str
@@ -135,7 +139,7 @@ class Run:
 
 @dataclass
 class Bench:
-    """What all measurements share."""
+    """The state shared by all measurements."""
 
     server: Server
     images: Images
@@ -143,16 +147,16 @@ class Bench:
     room: Path
     quick: bool = False
     timelines: Path | None = None
-    """The directory for a list of the requests of each run."""
+    """The directory for lists of each run's requests."""
     profiles: dict[str, Path] = field(default_factory=dict)
-    """Link -> what a job reads of the main image, as it was recorded there."""
+    """Link -> the profile of a job on the main image, recorded on that link."""
 
     def amount(self, link: str) -> Amount:
-        """How much is done on this link."""
+        """The amount of work on this link."""
         return QUICK if self.quick else AMOUNTS[link]
 
     def measure(self, kind: type[Tool], link: str, wanted: Work, number: int) -> list[Run]:
-        """Run one work. A job gives two runs: the second is the same job from the cache."""
+        """Run one work. A job makes two runs: the second is the same job from the cache."""
         run = Run(kind.name, link, wanted.name, number)
         try:
             image = self.images.get(wanted.kind)
@@ -180,7 +184,7 @@ class Bench:
             return runs
 
     def _preloaded(self, wanted: Work, link: str, image: Image) -> Command:
-        """The options by which lazyfs is told what will be read. Raises Failed."""
+        """The options that announce the reads to lazyfs. Raises Failed."""
         if wanted is PROFILE:
             if link not in self.profiles:
                 self.profiles[link] = self._recorded(image, link)
@@ -190,7 +194,7 @@ class Bench:
         return ()
 
     def _recorded(self, image: Image, link: str) -> Path:
-        """A profile of the job, which is done once more for it. Raises Failed."""
+        """A profile of the job, recorded in an additional run. Raises Failed."""
         profile = self.room / f"{link}.profile"
         run = Run(Lazyfs.name, link, "record", 0)
         self._run(Lazyfs, image, PROFILE, run, ["--record", profile])
@@ -206,7 +210,7 @@ class Cell:
         self._bench, self._tool, self._image = bench, tool, image
         self._work, self._run, self._runs = wanted, run, [run]
         self._amount = bench.amount(run.link)
-        self._there = 0.0  # when the image could be read, by the monotonic clock
+        self._there = 0.0  # when the image became readable, by the monotonic clock
 
     def measure(self, way: Way) -> list[Run]:
         """Start the tool, do the work, stop the tool. Failures are recorded in the runs."""
@@ -235,6 +239,8 @@ class Cell:
             self._run.values = self._told_job()
         elif self._work.task is Task.JOB:
             self._jobs(way)
+        elif self._work.task is Task.HELLO:
+            self._run.values = self._hello(started)
         elif self._work.task is Task.SERVE:
             self._copies(way)
         else:
@@ -242,7 +248,7 @@ class Cell:
         self._runs[-1].peak_memory = self._tool.peak_memory()
 
     def _look(self) -> None:
-        """Look into the ISO; the start of a tool that has to be mounted for it is in the time."""
+        """Look into the ISO; if the tool must be mounted for that, its start is in the time."""
         if self._tool.looks_by_itself:
             started = 0.0
         else:
@@ -258,7 +264,7 @@ class Cell:
         self._run.values = {"s": started + result.pop("s"), "start s": started}
 
     def _started(self) -> float:
-        """Start the tool; returns the seconds until the image was there."""
+        """Start the tool; returns the seconds until the image appeared."""
         length = work.BLOCK if self._work is START else 0
         waiting = work.start(
             "ready", target=self._tool.target, size=self._image.size, length=length
@@ -276,11 +282,11 @@ class Cell:
 
     @property
     def _start_limit(self) -> float:
-        """Seconds; where an ISO is looked into, a tool may do most of the work at its start."""
+        """Seconds; for LOOK, a tool may do most of the work at its start."""
         return self._amount.limit if self._work.task is Task.LOOK else START_LIMIT
 
     def _told_job(self) -> work.Result:
-        """The job, from when the image is there: a tool that was told begins to fetch then."""
+        """The job, timed from the image's appearance, when fetching of announced reads begins."""
         result = self._job_on_file()
         result["s"] = result.pop("at") - self._there
         if isinstance(self._tool, Lazyfs):
@@ -291,7 +297,7 @@ class Cell:
         return result
 
     def _jobs(self, way: Way) -> None:
-        """The job, and once more with nothing in memory but in what the tool kept."""
+        """The job, and once more from the tool's cache, with an empty page cache."""
         self._run.values = self._job()
         first = way.traffic()
         self._run.traffic = asdict(first)
@@ -303,13 +309,24 @@ class Cell:
             again.traffic = asdict(way.traffic().since(first))
 
     def _following(self, wanted: Work) -> Run:
-        """A run that comes behind the one that was asked for."""
+        """Add a run that follows the requested one."""
         run = Run(self._run.tool, self._run.link, wanted.name, self._run.number)
         self._runs.append(run)
         return run
 
+    def _hello(self, started: float) -> work.Result:
+        """Program starts; the start of the tool is in the time, and so is a download."""
+        with self._tree() as mountpoint:
+            hello = work.start(
+                "hello", target=self._tool.target, device=str(self._bench.loop),
+                mountpoint=str(mountpoint), fstype=self._image.fstype,
+            )  # fmt: skip
+            result = self._finish(hello)
+        result.pop("at")
+        return {"s": started + result.pop("s"), "start s": started} | result
+
     def _copies(self, way: Way) -> None:
-        """Copy all, again, and read from what is warm then."""
+        """Copy everything, copy it again, and do random reads from the warm cache."""
         target, size = self._tool.target, self._image.size
         self._run.values = self._finish(work.start("nbdcopy", uri=target, size=size))
         first = way.traffic()
@@ -338,7 +355,7 @@ class Cell:
 
     @contextlib.contextmanager
     def _tree(self) -> Iterator[Path]:
-        """A directory for a mount of our loop device; both are freed at the end."""
+        """A directory to mount our loop device on; both are freed at the end."""
         mountpoint = self._tool.room / "tree"
         mountpoint.mkdir(exist_ok=True)
         try:
@@ -348,7 +365,7 @@ class Cell:
             system.detach(self._bench.loop)
 
     def _job_in_tree(self) -> work.Result:
-        """Here the start of the tool is the mount, and in the time; the second job starts anew."""
+        """The job, including the tool's start, which is the mount; a second job starts it anew."""
         self._tool.stop()
         mounted = self._mounted()
         result = self._walk(self._tool.mountpoint)
@@ -368,7 +385,7 @@ class Cell:
         return self._finish(work.start("walk", mountpoint=str(mountpoint), files=files))
 
     def _complete(self) -> work.Result:
-        """The job without the mount, on what needs no server any more."""
+        """The job without the mount, on a complete image, which needs no server."""
         if not self._tool.mounts_tree:
             with self._tree() as mountpoint:
                 system.mount(self._tool.target, self._bench.loop, mountpoint, self._image.fstype)

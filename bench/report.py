@@ -1,4 +1,4 @@
-"""What the runs mean: medians, ratios, a table and JSON."""
+"""The report on the runs: medians, ratios, tables and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.server import LINKS, describe
 from bench.tools import TOOLS
 
 OURS = "lazyfs"
-"""How the names of tools begin that are not peers."""
+"""The prefix of the names of our own tools, which are not peers."""
 
 HEADINGS = ("tool", "median", "lowest", "highest", "/best peer", "/limit", "MB", "requests",
             "memory MB", "runs", "failed")  # fmt: skip
@@ -24,7 +24,7 @@ HEADINGS = ("tool", "median", "lowest", "highest", "/best peer", "/limit", "MB",
 
 @dataclass(frozen=True)
 class Row:
-    """One tool at one work over one link, over all its runs; None is unknown."""
+    """All runs of one tool at one work over one link; None is unknown."""
 
     tool: str
     median: float | None
@@ -49,7 +49,7 @@ class Table:
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:
-    """The runs by link and work, in the order in which these are listed."""
+    """The runs by link and work, in the order of LINKS and WORKS."""
     cells: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         cells.setdefault((run.link, run.work), []).append(run)
@@ -62,7 +62,7 @@ def tables(runs: Iterable[Run]) -> list[Table]:
 
 
 def rows(work: Work, runs: Sequence[Run]) -> list[Row]:
-    """One row for each tool, with its ratios to the best peer and to the limit."""
+    """One row per tool, with its ratios to the best peer and to the limit."""
     by_tool: dict[str, list[Run]] = {}
     for run in runs:
         by_tool.setdefault(run.tool, []).append(run)
@@ -75,7 +75,7 @@ def rows(work: Work, runs: Sequence[Run]) -> list[Row]:
 
 
 def with_transfer(limit: float | None, link: str, megabytes: float | None) -> float | None:
-    """A limit in seconds, and the time in which a link at its full rate carries so much."""
+    """A limit in seconds, plus the time for this transfer at the link's full rate."""
     rate = LINKS[link].rate
     if limit is None or megabytes is None or not rate:
         return limit
@@ -104,27 +104,27 @@ def row(
 
 
 def values(work: Work, runs: Iterable[Run]) -> list[float]:
-    """What the runs that went well measured."""
+    """The values measured by the successful runs."""
     return [run.values[work.metric] for run in runs if not run.error]
 
 
 def median(numbers: Sequence[float]) -> float | None:
-    """The median, if there is one."""
+    """The median; None without numbers."""
     return statistics.median(numbers) if numbers else None
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:
-    """`value` in units of `reference`."""
+    """`value` divided by `reference`; None if either is unknown."""
     return value / reference if value is not None and reference else None
 
 
 def is_peer(tool: str) -> bool:
-    """Whether a tool is another one, and a real one."""
+    """Whether a tool is a peer: neither lazyfs nor a limit."""
     return tool in TOOLS and not tool.startswith(OURS) and not TOOLS[tool].limit
 
 
 def text(table: Table) -> str:
-    """A table for people."""
+    """A table as text."""
     better = "higher" if table.work.higher_is_better else "lower"
     title = f"{table.link} ({describe(LINKS[table.link])}) · {table.work.title}"
     lines = [HEADINGS, *map(cells, table.rows)]
@@ -138,7 +138,7 @@ def text(table: Table) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row's cells as they are printed."""
+    """A row's cells as text."""
     return (
         row.tool, number(row.median), number(row.lowest), number(row.highest),
         number(row.to_best_peer), number(row.to_limit), number(row.megabytes),
@@ -147,14 +147,14 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def write_json(path: Path, runs: Sequence[Run], versions: dict[str, str], quick: bool) -> None:
-    """All runs as they were, what the tables show, and where it was measured."""
+    """Write all runs, the tables, and the machine that they were measured on."""
     content = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": {

@@ -1,12 +1,12 @@
-"""The server that all tools read from: nginx, and a shaping proxy in front of it.
+"""The server for all tools: nginx, behind a shaping proxy.
 
-Both are on loopback. A network namespace with a veth pair would add nothing here: the round trip
-and the rate are the proxy's, so the kernel's way between two sockets has no part in the result, and
-loopback needs no addresses, routes or forwarding that could collide with the machine's own. Other
-traffic on loopback does not share the shaped link.
+Both are on loopback. A network namespace with a veth pair would add nothing: the proxy determines
+the round trip and the rate, so the kernel's path between two sockets does not affect the result,
+and loopback needs no addresses, routes or forwarding that could collide with the machine's own.
+Other traffic on loopback does not share the shaped link.
 
-The image is served from a tmpfs, so that emptying the page cache between runs empties the tools'
-caches and not the server's. On the link "lan" tools talk to nginx directly.
+The image is served from a tmpfs, so that dropping the page cache between runs empties the tools'
+caches and not the server's. On the link "lan", tools connect to nginx directly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ http {{
 
 
 def describe(link: Link) -> str:
-    """What a link is, for people."""
+    """A link in words."""
     if link == Link():
         return "no delay, no limit"
     drop = f", {link.drop:.0%} of connections cut" if link.drop else ""
@@ -67,14 +67,14 @@ def describe(link: Link) -> str:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What has passed so far: bytes to the client, requests answered, connections opened."""
+    """The traffic so far: bytes to the client, requests answered, connections opened."""
 
     bytes: int = 0
     requests: int = 0
     connections: int = 0
 
     def since(self, earlier: Traffic) -> Traffic:
-        """What has passed since then."""
+        """The traffic since an earlier count."""
         return Traffic(
             self.bytes - earlier.bytes,
             self.requests - earlier.requests,
@@ -84,9 +84,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Request:
-    """One that nginx has answered: bytes sent, and when it began and ended (seconds of Unix).
+    """A request that nginx has answered.
 
-    `range` is what was asked for, as the client wrote it; ``-`` for all.
+    `sent`: bytes.
+    `began`, `ended`: POSIX seconds.
+    `range`: the Range header, unparsed; ``-`` without one.
     """
 
     sent: int
@@ -96,13 +98,13 @@ class Request:
 
 
 def parse(line: str) -> Request:
-    """A line of nginx's log."""
+    """Parse a line of nginx's log."""
     sent, ended, taken, wanted = line.split(" ", 3)
     return Request(int(sent), float(ended) - float(taken), float(ended), wanted)
 
 
 def timeline(requests: Sequence[Request]) -> str:
-    """Requests as lines: begin and end in seconds after the first, and the range asked for."""
+    """Requests as lines: begin and end in seconds after the first, bytes sent, and the range."""
     first = min((request.began for request in requests), default=0.0)
     by_begin = sorted(requests, key=lambda request: request.began)
     lines = (
@@ -112,7 +114,7 @@ def timeline(requests: Sequence[Request]) -> str:
 
 
 class Server:
-    """nginx with one image; `room` is a directory of its own."""
+    """nginx with one image; `room` is its private directory."""
 
     def __init__(self, room: Path, port: int) -> None:
         self._room, self._port = room, port
@@ -120,14 +122,14 @@ class Server:
         self._shown: Path | None = None
 
     def show(self, image: Image) -> None:
-        """Serve this image; it is copied into memory."""
+        """Serve this image, copied into memory."""
         if self._shown != image.path:
             shutil.copyfile(image.path, self._room / "www" / NAME)
             self._shown = image.path
 
     @contextlib.contextmanager
     def behind(self, link: Link, seed: int) -> Iterator[Way]:
-        """A way to the server, over that link. `seed` chooses the connections that are cut."""
+        """A way to the server over that link. `seed` selects the connections that are cut."""
         if link == Link():
             yield Way(self, self._port, None)
             return
@@ -136,11 +138,11 @@ class Server:
             yield Way(self, port, process)
 
     def log(self) -> list[Request]:
-        """The requests that are done, in the order of their ends."""
+        """The completed requests, in the order of their ends."""
         return [parse(line) for line in self._log.read_text().splitlines()]
 
     def idle(self) -> bool:
-        """Whether no connection is open but the one that asks."""
+        """Whether no connection is open except the one for this check."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
         with contextlib.closing(connection):
             connection.request("GET", "/nginx-status")
@@ -159,7 +161,7 @@ class Way:
         self.url = self.root + NAME
 
     def traffic(self) -> Traffic:
-        """What has passed. Bytes are the proxy's count; without one, those of requests done."""
+        """The traffic. Bytes are the proxy's count; without a proxy, of completed requests."""
         requests = self.requests()
         if self._process is None:
             return Traffic(sum(request.sent for request in requests), len(requests))
@@ -169,11 +171,11 @@ class Way:
         return Traffic(counters["down"], len(requests), counters["connections"])
 
     def requests(self) -> list[Request]:
-        """The requests that are done."""
+        """The completed requests."""
         return self._server.log()[self._before :]
 
     def settle(self) -> None:
-        """Wait (not for long) until all requests have ended and are in the log."""
+        """Wait briefly until all requests have ended and are in the log."""
         system.wait_until(self._server.idle, 3.0)
 
 
@@ -199,7 +201,7 @@ def serving(room: Path, size: int) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def shaper(port: int, link: Link, seed: int) -> Iterator[subprocess.Popen[str]]:
-    """The shaping proxy as a process of its own, so that nothing here delays it."""
+    """The shaping proxy in its own process, so that nothing here delays it."""
     command = [sys.executable, "-m", "bench.shaper", "--to", f"127.0.0.1:{port}"]
     command += ["--rtt", f"{link.rtt}s", "--rate", str(link.rate), "--drop", str(link.drop)]
     process = subprocess.Popen(
@@ -213,7 +215,7 @@ def shaper(port: int, link: Link, seed: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """The next line that the proxy prints. Raises Failed where it has died."""
+    """The next line that the proxy prints. Raises Failed if it has died."""
     assert process.stdout is not None
     if line := process.stdout.readline():
         return line
@@ -221,14 +223,14 @@ def read_line(process: subprocess.Popen[str]) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """A port that is currently free."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def wait_for_port(port: int) -> None:
-    """Wait until somebody listens. Raises Failed."""
+    """Wait until a server listens. Raises Failed."""
 
     def listens() -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

@@ -1,23 +1,23 @@
-"""A TCP proxy that behaves like a longer and narrower link.
+"""A TCP proxy that simulates a link with a longer round trip and a lower rate.
 
-What it models, and no more:
+It models:
 
-- a round trip: every byte is delayed by half of it, each way, and a new connection waits for one
-  whole round trip before its first byte travels, as TCP's handshake does;
-- a rate for each direction, shared by all connections: the link is a clock that says until when it
-  is busy, and connections take turns on it with pieces of 16 KiB;
+- a round trip: every byte is delayed by half of it, each way, and the first byte of a new
+  connection is delayed by a whole round trip, for TCP's handshake;
+- a rate for each direction, shared by all connections: the link is busy until a certain time, and
+  connections take turns on it with pieces of 16 KiB;
 - loss of connections: a fraction of them is reset at a random moment of their first seconds.
 
 It does not model slow start, packet loss or headers, so it flatters tools that open many
-connections or let them idle. Buffers are bounded: what a connection has on its way is at most what
-the link holds in a round trip and a little more, so a reader that stops also stops the sender.
+connections or let them idle. Buffers are bounded: a connection has at most one round trip's worth
+of bytes (plus a little) in flight, so a reader that stops also stops the sender.
 
 Stand-alone::
 
     python -m bench.shaper --listen 127.0.0.1:8081 --to 127.0.0.1:8080 --rtt 20ms --rate 200M
 
-It prints the address it listens on, then one line of counters (JSON) for each line on its standard
-input, and once more when it ends.
+It prints its listening address, then one line of counters (JSON) for each line on its standard
+input, and another one at its end.
 """
 
 from __future__ import annotations
@@ -38,24 +38,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 PIECE = 16 << 10
-"""Bytes in which connections take turns: 0.7 ms at 200 Mbit/s, the most that one delays another."""
+"""Bytes of a connection's turn: 0.7 ms at 200 Mbit/s, the most that it delays another one."""
 
 LATENESS = 0.003
-"""Seconds for which an idle link saves up its rate: makes good what late wake-ups would lose."""
+"""Seconds for which an idle link accumulates credit, to compensate for late wake-ups."""
 
 SPARE = 256 << 10
-"""Bytes that a connection may have on its way beyond a link's bandwidth times round trip."""
+"""Bytes that a connection may have in flight beyond the link's bandwidth-delay product."""
 
 UNLIMITED_WINDOW = 16 << 20
-"""The same where the rate is unlimited."""
+"""Bytes that a connection may have in flight if the rate is unlimited."""
 
 CUT_WITHIN = 5.0
-"""Seconds: a connection that is to be cut is cut at a random moment of this time."""
+"""Seconds: connections are cut at a random moment within this time."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A link: round trip in seconds, rate in bit/s (0: unlimited), fraction of cut connections."""
+    """A link.
+
+    `rtt`: the round trip in seconds.
+    `rate`: in bit/s; 0: unlimited.
+    `drop`: the fraction of connections that are cut.
+    """
 
     rtt: float = 0.0
     rate: float = 0.0
@@ -63,13 +68,13 @@ class Link:
 
     @property
     def window(self) -> int:
-        """Bytes that one connection may have on its way in one direction."""
+        """Bytes that one connection may have in flight in one direction."""
         return int(self.rate / 8 * self.rtt) + SPARE if self.rate else UNLIMITED_WINDOW
 
 
 @dataclass
 class Counters:
-    """What passed since the start; bytes as delivered, `down` to the client and `up` from it."""
+    """Counters since the start. `down`: bytes delivered to the client; `up`: bytes from it."""
 
     connections: int = 0
     open: int = 0
@@ -87,7 +92,7 @@ class Wire:
         self._busy_until = 0.0
 
     def transmit(self, length: int) -> float:
-        """Put `length` bytes on the wire; returns the time at which the last of them left."""
+        """Put `length` bytes on the wire; returns the time at which the last one leaves."""
         now = self._now()
         start = max(now - LATENESS, self._busy_until)
         self._busy_until = start + length * self._seconds_per_byte
@@ -95,27 +100,27 @@ class Wire:
 
 
 class Window:
-    """Bounds the bytes that a connection has on its way."""
+    """Bounds the bytes that a connection has in flight."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._opened = asyncio.Event()
 
     async def take(self, length: int) -> None:
-        """Wait until something is free, then take `length` (it may overdraw by one piece)."""
+        """Wait until some bytes are free, then take `length` (may overdraw by one piece)."""
         while self._free <= 0:
             self._opened.clear()
             await self._opened.wait()
         self._free -= length
 
     def give(self, length: int) -> None:
-        """Give back what was delivered."""
+        """Give back delivered bytes."""
         self._free += length
         self._opened.set()
 
 
 class Flow:
-    """One direction of one connection: reads, keeps for the link's time, and writes."""
+    """One direction of one connection: reads, delays, and writes."""
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class Flow:
         self._loop = asyncio.get_running_loop()
 
     async def send(self) -> None:
-        """Take pieces from the source at the rate of the wire, until its end."""
+        """Take pieces from the source at the wire's rate, until its end."""
         while piece := await self._receive():
             sent = self._wire.transmit(len(piece))
             self._on_the_way.put_nowait((sent + self._delay, piece))
@@ -141,7 +146,7 @@ class Flow:
         self._on_the_way.put_nowait((self._loop.time() + self._delay, b""))
 
     async def deliver(self) -> None:
-        """Give pieces to the target when their time has come; an empty one is the end."""
+        """Give pieces to the target when they are due; an empty one is the end."""
         while True:
             due, piece = await self._on_the_way.get()
             await self._until(due)
@@ -187,7 +192,7 @@ class Shaper:
             async with life:
                 await self._connect_and_pump(client)
         except* OSError:
-            pass  # one end was lost or its time was over: both have been reset
+            pass  # one end was lost, or the connection was cut: both have been reset
         finally:
             self.counters.cut += life.expired()
             self.counters.open -= 1
@@ -220,7 +225,7 @@ class Shaper:
 
 
 def prepare(connection: socket.socket) -> None:
-    """No waiting for more to send, and no more buffer in the kernel than the link would have."""
+    """Disable Nagle's algorithm, and limit the kernel's buffers to the link's spare."""
     connection.settimeout(0)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -229,7 +234,7 @@ def prepare(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def reset_unless_finished(connection: socket.socket) -> Iterator[Callable[[], None]]:
-    """Close the socket at the end: with a reset, unless the function that this gives was called."""
+    """Close the socket at the end: with a reset, unless the yielded function was called."""
     finished = False
 
     def finish() -> None:
@@ -252,7 +257,7 @@ async def run(listener: socket.socket, target: tuple[str, int], link: Link, seed
     serving = asyncio.create_task(shaper.serve(listener))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
-    with contextlib.suppress(OSError, ValueError):  # closed, or not a thing to wait for
+    with contextlib.suppress(OSError, ValueError):  # stdin is closed, or cannot be waited for
         loop.add_reader(sys.stdin, answer, loop, shaper)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
@@ -260,7 +265,7 @@ async def run(listener: socket.socket, target: tuple[str, int], link: Link, seed
 
 
 def answer(loop: asyncio.AbstractEventLoop, shaper: Shaper) -> None:
-    """One line of input has come, or the end of them."""
+    """Handle a line of input, or the end of input."""
     if sys.stdin.readline():
         report(shaper)
     else:
@@ -273,7 +278,7 @@ def report(shaper: Shaper) -> None:
 
 
 def precise_loop() -> asyncio.AbstractEventLoop:
-    """An event loop on select(2), whose time limits are in microseconds; epoll's are in ms."""
+    """An event loop on select(2), with timeouts in microseconds; epoll's are in milliseconds."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
@@ -300,7 +305,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """The options on the command line."""
     parser = argparse.ArgumentParser("bench.shaper", description="a TCP proxy that shapes")
     parser.add_argument("--listen", type=address, default=("127.0.0.1", 0), metavar="HOST:PORT")
     parser.add_argument("--to", type=address, required=True, metavar="HOST:PORT")

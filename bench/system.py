@@ -1,4 +1,4 @@
-"""What the bench asks of the system: programs with a time limit, mounts, loop devices, memory."""
+"""System access of the benchmark: programs with a time limit, mounts, loop devices, memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 TIDY = 20.0
-"""Seconds that a command which cleans up may take."""
+"""Seconds that a clean-up command may take."""
 
 MOUNT = 600.0
 """Seconds that a mount may take; on the slowest link it reads a few blocks at 300 ms each."""
@@ -21,20 +21,20 @@ MOUNT = 600.0
 LOOP_CTL_ADD = 0x4C80
 LOOP_CTL_REMOVE = 0x4C81
 FIRST_LOOP = 100
-"""Loop devices of the bench are numbered from here, out of the way of ``losetup -f``."""
+"""The first number of the benchmark's loop devices, out of the way of ``losetup -f``."""
 
 
 class Failed(Exception):
-    """A program failed, or a thing did not happen in time."""
+    """A program failed, or an event did not happen in time."""
 
 
-def run(command: Sequence[str | Path], limit: float = TIDY) -> str:
-    """Run a program to its end and return its standard output. Raises Failed."""
+def run(command: Sequence[str | Path], limit: float = TIDY, stdin: Path | None = None) -> str:
+    """Run a program to completion; returns its standard output. Raises Failed."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit,
-            check=False,
-        )  # fmt: skip
+        with open(stdin or os.devnull, "rb") as file:
+            done = subprocess.run(
+                command, stdin=file, capture_output=True, text=True, timeout=limit, check=False
+            )
     except subprocess.TimeoutExpired as error:
         raise Failed(f"{command[0]} took longer than {limit:.0f} s") from error
     except FileNotFoundError as error:
@@ -46,7 +46,7 @@ def run(command: Sequence[str | Path], limit: float = TIDY) -> str:
 
 
 def end(process: subprocess.Popen[str], patience: float = 5.0) -> None:
-    """End a process that we started: with SIGTERM, and if that does not help with SIGKILL."""
+    """End a process that we started: with SIGTERM, and if that does not help, with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(number)
@@ -55,19 +55,19 @@ def end(process: subprocess.Popen[str], patience: float = 5.0) -> None:
 
 
 def drop_caches() -> None:
-    """Write everything out and empty the page cache, the dentries and the inodes."""
+    """Sync, and drop the page cache, the dentries and the inodes."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def is_mounted(where: Path) -> bool:
-    """Whether something is mounted there; asks the kernel's list, not the (perhaps dead) mount."""
+    """Whether something is mounted there, by the kernel's list: the mount may be dead."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return any(line.split(" ")[4] == os.fspath(where) for line in lines)
 
 
 def mount(file: str | Path, loop: Path, where: str | Path, fstype: str, start: int = 0) -> None:
-    """Mount the filesystem that starts there in a file, read-only, through a loop device.
+    """Mount the filesystem at offset `start` of a file, read-only, through a loop device.
 
     Raises Failed.
     """
@@ -76,7 +76,7 @@ def mount(file: str | Path, loop: Path, where: str | Path, fstype: str, start: i
 
 
 def unmount(where: Path) -> None:
-    """Unmount what is mounted there, by force if it has to be."""
+    """Unmount what is mounted there, by force if necessary."""
     for how in ((), ("-f",), ("-l",)):
         if is_mounted(where):
             with contextlib.suppress(Failed):
@@ -85,7 +85,7 @@ def unmount(where: Path) -> None:
 
 @contextlib.contextmanager
 def loop_device() -> Iterator[Path]:
-    """A loop device of our own, not yet attached to anything; it is removed at the end."""
+    """A new loop device, not attached to anything; removed at the end."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         number = _add_loop(control)
@@ -108,7 +108,7 @@ def _add_loop(control: int) -> int:
 
 
 def detach(device: Path) -> None:
-    """Detach a loop device from its file and wait (for a bounded time) until that is done."""
+    """Detach a loop device from its file, and wait up to TIDY seconds until it is detached."""
     backing = Path(f"/sys/block/{device.name}/loop")
     if backing.exists():
         with contextlib.suppress(Failed):
@@ -117,7 +117,7 @@ def detach(device: Path) -> None:
 
 
 def loops_on(directory: Path) -> list[Path]:
-    """The loop devices that stand on files below a directory."""
+    """The loop devices on files below a directory."""
     attached = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # it has just been detached
@@ -127,7 +127,7 @@ def loops_on(directory: Path) -> list[Path]:
 
 
 def wait_until(condition: Callable[[], bool], limit: float) -> bool:
-    """Poll until the condition holds; whether it did within `limit` seconds."""
+    """Poll until the condition holds; returns whether it did within `limit` seconds."""
     deadline = time.monotonic() + limit
     while not (holds := condition()) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -135,9 +135,9 @@ def wait_until(condition: Callable[[], bool], limit: float) -> bool:
 
 
 def peak_memory(processes: Sequence[int]) -> int:
-    """Bytes: the sum of the peaks of these processes and all that they started and still live.
+    """Bytes: the sum of the peaks of these processes and of their living descendants.
 
-    What processes share (code of the same library) counts once for each.
+    Shared memory (code of the same library) counts once per process.
     """
     return sum(map(_high_water_mark, _with_descendants(processes)))
 

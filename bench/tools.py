@@ -1,7 +1,7 @@
-"""The tools that are compared: each shows the image behind a URL as a local file.
+"""The compared tools: each shows the image at a URL as a local file.
 
-A tool is started in the foreground, in a room (an empty directory) of its own, and knows the path
-at which the image will appear. To add one: a subclass of Tool here, and a line in `TOOLS`.
+A tool is started in the foreground, in its own room (an empty directory), and knows the path at
+which the image will appear. To add one: a subclass of Tool here, and a line in `TOOLS`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from bench.work import CONNECTIONS
 Command = Sequence[str | Path]
 
 NOT_FOLLOWED = re.compile("the profile is not used|nothing is preloaded|--preload .*: ")
-"""How lazyfs says that it does not do what it was told."""
+"""Messages of lazyfs about a profile or a preload that it does not use."""
 
 
 class Task(StrEnum):
-    """What a work asks of a tool."""
+    """The ability that a work requires of a tool."""
 
     READ = auto()
     """Bytes of the image, from a local file or a URL."""
     START = auto()
-    """To show the image as a local file."""
+    """Showing the image as a local file."""
     JOB = auto()
     """The filesystem in the image: mounted already, or as a file that the kernel can mount."""
+    HELLO = auto()
+    """The same, with a root filesystem whose programs are started."""
     COMPLETE = auto()
     """The same, after all of the image was fetched."""
     TOLD = auto()
-    """The same, and to be told before what will be read."""
+    """The same, with the reads announced before (a profile or a preload)."""
     LOOK = auto()
-    """What is in an ISO: a list of it, or one of its files."""
+    """The content of an ISO: a listing, or one of its files."""
     SERVE = auto()
     """Bytes of the image, from an NBD server on a Unix socket."""
 
@@ -51,34 +53,34 @@ class Tool:
 
     name = "?"
     limit = False
-    """Not a peer, but what could be reached at best."""
-    tasks = frozenset({Task.READ, Task.START, Task.JOB})
-    """What it can do and is measured at."""
+    """Whether it is not a peer, but shows the best possible value."""
+    tasks = frozenset({Task.READ, Task.START, Task.JOB, Task.HELLO})
+    """Its measured abilities."""
     mounts_tree = False
-    """Whether the filesystem in the image is mounted, and not the image shown as a file."""
+    """Whether it mounts the filesystem in the image, instead of showing the image as a file."""
     looks_by_itself = False
-    """Whether it looks into an ISO on its own, and nothing has to be mounted for that."""
+    """Whether it reads an ISO's content without a mount."""
 
     def __init__(self, way: Way, image: Image, room: Path, connections: int | None) -> None:
-        """`connections` to the server: for tools that can be told, and do not set them here."""
+        """`connections`: to the server, for configurable tools that do not set them here."""
         self.way, self.image, self.room, self.connections = way, image, room, connections
         self.mountpoint = room / "mnt"
         self.environment = dict(os.environ)
-        self.told: Command = ()  # options for a tool that can be told what will be read
+        self.told: Command = ()  # options that announce the reads, for Task.TOLD
         self._processes: list[subprocess.Popen[str]] = []
 
     @classmethod
     def version(cls) -> str:
-        """The version in words. Raises Failed where the tool is not installed."""
+        """The version as text. Raises Failed if the tool is not installed."""
         raise NotImplementedError
 
     @property
     def target(self) -> str:
-        """Where the image will appear: a path, or a URL."""
+        """The place where the image will appear: a path or a URL."""
         return os.fspath(self.mountpoint / NAME)
 
     def start(self) -> None:
-        """Start, without waiting until the image is there."""
+        """Start, without waiting until the image appears."""
         self.mountpoint.mkdir(exist_ok=True)
         self.launch(self.command())
 
@@ -87,7 +89,7 @@ class Tool:
         raise NotImplementedError
 
     def listing(self) -> Command:
-        """The command that prints all that is in the ISO."""
+        """The command that lists all files in the ISO."""
         return iso.listing(self.target)
 
     def extraction(self, name: str) -> Command:
@@ -95,7 +97,7 @@ class Tool:
         return iso.extraction(self.target, name)
 
     def peak_memory(self) -> int:
-        """Bytes, of all its processes."""
+        """The peak memory of all its processes, in bytes."""
         return system.peak_memory([process.pid for process in self._processes])
 
     def ended(self) -> bool:
@@ -103,7 +105,7 @@ class Tool:
         return all(process.poll() is not None for process in self._processes)
 
     def last_message(self) -> str:
-        """What the tool said last."""
+        """The last message of the tool."""
         return next(filter(None, reversed(self._messages())), "it said nothing")
 
     def _messages(self) -> list[str]:
@@ -111,7 +113,7 @@ class Tool:
         return messages.read_text(errors="replace").split("\n") if messages.exists() else []
 
     def release(self) -> None:
-        """Free whoever hangs on a read."""
+        """Unblock hanging reads."""
         self._unmount("--force")
 
     def stop(self) -> None:
@@ -122,7 +124,7 @@ class Tool:
         system.unmount(self.mountpoint)
 
     def launch(self, command: Command) -> None:
-        """Start a process; what it says goes to a file in the room."""
+        """Start a process, with its output in a file in the room."""
         with (self.room / "messages").open("a") as messages:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, text=True,
@@ -137,7 +139,7 @@ class Tool:
 
 
 class Lazyfs(Tool):
-    """This project. Options beyond the defaults are given when it is made."""
+    """This project, with the default options; variants have more `options`."""
 
     name = "lazyfs"
     tasks = Tool.tasks | {Task.TOLD, Task.LOOK}
@@ -167,7 +169,7 @@ class Lazyfs(Tool):
         return [*lazyfs_command(), "cat", *self._cached(), self.way.url, name]
 
     def not_followed(self) -> str | None:
-        """Why it does not make use of what it was told; None if it does."""
+        """Why it does not use the announced reads; None if it does."""
         return next(filter(NOT_FOLLOWED.search, self._messages()), None)
 
     def _cached(self) -> Command:
@@ -175,7 +177,7 @@ class Lazyfs(Tool):
 
 
 def lazyfs_command() -> list[str]:
-    """The lazyfs beside this bench, run by the same Python."""
+    """The lazyfs beside this benchmark, run by the same Python."""
     return ["env", f"PYTHONPATH={Path(__file__).parent.parent}", sys.executable, "-m", "lazyfs"]
 
 
@@ -198,7 +200,7 @@ class LazyfsLoop(Lazyfs):
         return [*lazyfs_command(), "loop", "--foreground", *options, *self.options, *where]
 
     def release(self) -> None:
-        """Whoever hangs on a read hangs on the daemon behind the loop device."""
+        """Unblock hanging reads: end the daemon behind the loop device."""
         for process in self._processes:
             system.end(process)
 
@@ -212,7 +214,7 @@ class LazyfsLoop(Lazyfs):
 
 
 class LazyfsLoopFill(LazyfsLoop):
-    """``lazyfs loop --fill``: in the end the mount stands on the complete local copy."""
+    """``lazyfs loop --fill``: in the end the mount is on the complete local copy."""
 
     name = "lazyfs-loop-fill"
     options = ("--fill",)
@@ -234,13 +236,13 @@ class NbdServer(Tool):
         return self.room / "nbd.sock"
 
     def start(self) -> None:
-        """Start, and wait until clients may come."""
+        """Start, and wait for readiness."""
         self.launch(self.command())
         if not system.wait_until(self._socket.exists, 10):
             raise system.Failed(self.last_message())
 
     def release(self) -> None:
-        """A client ends with its server."""
+        """End the server, and thereby its clients."""
         for process in self._processes:
             system.end(process)
 
@@ -278,7 +280,7 @@ class NbdkitServesCurl(NbdServer):
 
 
 class NbdkitServesFile(NbdkitServesCurl):
-    """The limit where the image has been downloaded: nbdkit's file plugin."""
+    """The limit with a downloaded image: nbdkit's file plugin."""
 
     name = "nbdkit-file"
     limit = True
@@ -290,7 +292,7 @@ class NbdkitServesFile(NbdkitServesCurl):
 
 
 class NbdkitCurl(Tool):
-    """nbdkit's curl plugin in its plainest form: nbdfuse starts it, one connection."""
+    """nbdkit's curl plugin in its simplest form: started by nbdfuse, with one connection."""
 
     name = "nbdkit"
     tasks = Tool.tasks | {Task.LOOK}
@@ -305,7 +307,7 @@ class NbdkitCurl(Tool):
 
 
 class NbdkitFiltered(NbdkitCurl):
-    """nbdkit's curl plugin below a filter that keeps what was read, with several connections."""
+    """nbdkit's curl plugin below a caching filter, with several connections."""
 
     tasks = Tool.tasks
     filter: tuple[str, ...] = ()
@@ -324,7 +326,7 @@ class NbdkitFiltered(NbdkitCurl):
 
 
 class NbdkitCow(NbdkitFiltered):
-    """... which copies what is read into an overlay."""
+    """The cow filter, which copies read blocks into an overlay."""
 
     name = "nbdkit-cow"
     filter = ("--filter=cow",)
@@ -332,7 +334,7 @@ class NbdkitCow(NbdkitFiltered):
 
 
 class NbdkitCache(NbdkitFiltered):
-    """... which caches what is read, in blocks of 256 KiB."""
+    """The cache filter, which caches reads in blocks of 256 KiB."""
 
     name = "nbdkit-cache"
     filter = ("--filter=cache",)
@@ -350,7 +352,7 @@ class QemuStorageDaemon(Tool):
 
     @property
     def target(self) -> str:
-        """The image appears on a file that exists, not in a directory."""
+        """An existing file, not in a directory."""
         return os.fspath(self.mountpoint)
 
     def start(self) -> None:
@@ -401,7 +403,7 @@ class Httpdirfs(Tool):
 
 
 class Httpfs2(Tool):
-    """httpfs2, which shows one URL as a file and keeps nothing."""
+    """httpfs2, which shows one URL as a file and caches nothing."""
 
     name = "httpfs2"
     tasks = Tool.tasks | {Task.LOOK}
@@ -415,7 +417,7 @@ class Httpfs2(Tool):
 
 
 class Ratarmount(Tool):
-    """ratarmount, which mounts what is in an ISO."""
+    """ratarmount, which mounts the content of an ISO."""
 
     name = "ratarmount"
     tasks = frozenset({Task.LOOK})
@@ -437,10 +439,10 @@ class Ratarmount(Tool):
 
 
 class Download(Tool):
-    """No tool but patience: curl fetches the whole image, and what comes then is local."""
+    """A full download with curl, followed by local reads."""
 
     name = "download"
-    tasks = frozenset({Task.LOOK})
+    tasks = frozenset({Task.LOOK, Task.HELLO})
 
     @classmethod
     def version(cls) -> str:
@@ -451,7 +453,7 @@ class Download(Tool):
 
 
 class Curl(Tool):
-    """The limit of the link: curl, and keep-alive connections with one request after another."""
+    """The limit of the link: curl, and keep-alive connections with one request at a time."""
 
     name = "curl"
     limit = True
@@ -462,7 +464,7 @@ class Curl(Tool):
 
     @property
     def target(self) -> str:
-        """What is there already."""
+        """The URL, which exists already."""
         return self.way.url
 
     def start(self) -> None:
@@ -470,7 +472,7 @@ class Curl(Tool):
 
 
 class Local(Tool):
-    """The limit where the image has been downloaded: the plain file on the disk."""
+    """The limit with a downloaded image: the plain file on disk."""
 
     name = "local"
     limit = True
@@ -481,7 +483,7 @@ class Local(Tool):
 
     @property
     def target(self) -> str:
-        """What is there already."""
+        """The local file, which exists already."""
         return os.fspath(self.image.path)
 
     def start(self) -> None:
@@ -489,7 +491,7 @@ class Local(Tool):
 
 
 class LazyfsFill(Lazyfs):
-    """lazyfs with the background fill, where the version at hand has it."""
+    """lazyfs with the background fill, if this version has it."""
 
     name = "lazyfs-fill"
     tasks = Tool.tasks
@@ -516,12 +518,12 @@ def first_line(command: Sequence[str]) -> str:
 
 
 def curl_version() -> str:
-    """The version of curl. Raises Failed where it is not installed."""
+    """The version of curl. Raises Failed if it is not installed."""
     return " ".join(system.run(["curl", "--version"]).split()[:2])
 
 
 def need(program: str) -> str:
-    """The name of a program that does not tell its version. Raises Failed."""
+    """The name of a program without a version option. Raises Failed if it is not installed."""
     if shutil.which(program) is None:
         raise system.Failed(f"{program} is not installed")
     return program

@@ -1,7 +1,7 @@
-"""The workloads. Each runs in a process of its own, which the bench can end when it takes too long.
+"""The workloads. Each runs in its own process, so that one that takes too long can be killed.
 
-A target is the path of a file that a tool shows, or a URL: then curl and plain keep-alive
-connections do the same work, which is the limit that the tools are compared with.
+A target is the path of a file that a tool shows, or a URL. For a URL, curl and plain keep-alive
+connections do the same work, as the limit that the tools are compared with.
 """
 
 from __future__ import annotations
@@ -29,18 +29,28 @@ from bench import iso, system
 BLOCK = 4096
 PIECE = 1 << 20
 CONNECTIONS = 8
-"""Of all tools that can be told, where several readers read at once; and of the limit."""
+"""Connections with several concurrent readers: of all configurable tools, and of the limit."""
 COPY_CONNECTIONS = 4
 SEED = 16
 
 WAITING = "waiting"
+
+PROGRAMS = {
+    "python": "python3 -c 'import numpy; print(numpy.ones(9).sum())'",
+    "gcc": "echo 'int main(void) { return 0; }' | gcc -O1 -x c -o /tmp/hello - && /tmp/hello",
+    "perl": "perl -MPOSIX -MData::Dumper -e 'print Dumper([floor(1.5)])'",
+    "git": "git init -q /tmp/tree && git -C /tmp/tree status",
+    "node": "node -e 'console.log(require(\"os\").arch())'",
+    "vim": "vim -es -u NONE -c q </dev/null || vim --version",
+}
+"""The programs that `hello` starts."""
 
 Read = Callable[[int, int], bytes]
 Result = dict[str, float]
 
 
 def sequential(target: str, original: str, length: int) -> Result:
-    """Read the first `length` bytes from beginning to end."""
+    """Read the first `length` bytes sequentially."""
     if is_url(target):
         return {"MB/s": length / curl(target, length) / 1e6}
     with open(target, "rb", buffering=0) as file:
@@ -54,13 +64,13 @@ def sequential(target: str, original: str, length: int) -> Result:
 
 
 def curl(url: str, length: int) -> float:
-    """Seconds that curl takes for the first bytes."""
+    """The seconds that curl takes for the first `length` bytes."""
     command = ["curl", "--silent", "--fail", "--range", f"0-{length - 1}", "--output", os.devnull]
     return float(system.run([*command, "--write-out", "%{time_total}", url], 3600))
 
 
 def read_fully(file: Any, length: int) -> bytes:
-    """Read `length` bytes where read(2) may give less."""
+    """Read `length` bytes, although read(2) may return fewer."""
     pieces = []
     while length:
         piece = file.read(length)
@@ -72,7 +82,7 @@ def read_fully(file: Any, length: int) -> bytes:
 
 
 def random_reads(target: str, original: str, readers: int, count: int, limit: float) -> Result:
-    """Read blocks at random places, each of the readers `count` of them or for `limit` seconds."""
+    """Read blocks at random places: `count` per reader, or for `limit` seconds."""
     run = RandomReads(Path(original).stat().st_size // BLOCK, count, limit)
     with opened(target, readers) as read:
         threads = [threading.Thread(target=run.reader, args=(read, n)) for n in range(readers)]
@@ -93,7 +103,7 @@ def random_reads(target: str, original: str, readers: int, count: int, limit: fl
 
 
 class RandomReads:
-    """What the readers share: the task, and what came of it."""
+    """The state shared by the readers: the task and the results."""
 
     def __init__(self, blocks: int, count: int, limit: float) -> None:
         self._blocks, self._count = blocks, count
@@ -104,7 +114,7 @@ class RandomReads:
         self.errors: list[str] = []
 
     def reader(self, read: Read, number: int) -> None:
-        """Read places of our own; an error is counted, and the next place is read."""
+        """Read this reader's places; after an error, which is counted, the next place is read."""
         dice = random.Random(SEED + number)
         for _ in range(self._count):
             offset = dice.randrange(self._blocks) * BLOCK
@@ -123,7 +133,7 @@ class RandomReads:
 
 @contextlib.contextmanager
 def opened(target: str, readers: int) -> Iterator[Read]:
-    """A function that reads at an offset, for several threads at once."""
+    """A function that reads at an offset, usable by several threads at once."""
     if is_url(target):
         yield keep_alive(target, min(readers, CONNECTIONS))
         return
@@ -135,7 +145,7 @@ def opened(target: str, readers: int) -> Iterator[Read]:
 
 
 def keep_alive(url: str, number: int) -> Read:
-    """Reads by range requests on `number` connections; a reader waits for a free one."""
+    """Reads with range requests on `number` connections; a reader waits for a free one."""
     parts = urlsplit(url)
     free: queue.Queue[http.client.HTTPConnection] = queue.Queue()
     for _ in range(number):
@@ -154,7 +164,7 @@ def keep_alive(url: str, number: int) -> Read:
 
 
 def check(original: str, contents: list[tuple[int, bytes]]) -> None:
-    """Compare what was read with the original. Raises Failed."""
+    """Compare the bytes read with the original. Raises Failed."""
     with open(original, "rb") as file:
         for offset, content in contents:
             file.seek(offset)
@@ -173,8 +183,26 @@ def job(
     return {"s": mounted + result.pop("s"), "mount s": mounted, "at": time.monotonic()} | result
 
 
+def hello(target: str, device: str, mountpoint: str, fstype: str) -> Result:
+    """Loop-mount a root filesystem, and start programs in it, one after another."""
+    begin = time.perf_counter()
+    system.mount(target, Path(device), mountpoint, fstype)
+    try:
+        for kind, place in (("tmpfs", "tmp"), ("devtmpfs", "dev"), ("proc", "proc")):
+            system.run(["mount", "-t", kind, kind, f"{mountpoint}/{place}"])
+        result = {"mount s": time.perf_counter() - begin}
+        for name, program in PROGRAMS.items():
+            started = time.perf_counter()
+            system.run(["chroot", mountpoint, "sh", "-c", program], 300)
+            result[f"{name} s"] = time.perf_counter() - started
+    finally:
+        for place in ("tmp", "dev", "proc"):
+            system.unmount(Path(mountpoint, place))
+    return {"s": time.perf_counter() - begin, "at": time.monotonic()} | result
+
+
 def walk(mountpoint: str, files: list[str]) -> Result:
-    """The job on what is mounted already. `-size` makes find look at every inode."""
+    """The job on a mounted tree. `-size` makes find look at every inode."""
     begin = time.perf_counter()
     system.run(["find", mountpoint, "-size", "+1G"], system.MOUNT)
     found = time.perf_counter()
@@ -185,7 +213,7 @@ def walk(mountpoint: str, files: list[str]) -> Result:
 
 
 def look(command: list[str], output: str, wanted: str) -> Result:
-    """Run a program that prints a file of the ISO, or if none is named, lists all of them."""
+    """Run a program that prints the file `wanted` of the ISO, or, if empty, lists all files."""
     begin = time.perf_counter()
     with open(output, "wb") as file:
         done = subprocess.run(
@@ -200,7 +228,7 @@ def look(command: list[str], output: str, wanted: str) -> Result:
 
 
 def check_look(printed: bytes, wanted: str) -> None:
-    """Compare what a program printed with what is in the ISO. Raises Failed."""
+    """Compare the output of a program with the content of the ISO. Raises Failed."""
     if wanted:
         if printed != iso.content(wanted):
             raise system.Failed("wrong data")
@@ -211,14 +239,14 @@ def check_look(printed: bytes, wanted: str) -> None:
 
 
 def nbdcopy(uri: str, size: int) -> Result:
-    """Copy an export to nowhere."""
+    """Copy an export to the null device."""
     begin = time.perf_counter()
     system.run(["nbdcopy", f"--connections={COPY_CONNECTIONS}", uri, "null:"], 3600)
     return {"MB/s": size / (time.perf_counter() - begin) / 1e6}
 
 
 def nbd_reads(uri: str) -> Result:
-    """Read blocks of an export at random places, one after another, for some seconds."""
+    """Read blocks of an export at random places, one at a time, for some seconds."""
     options = ["--name=r", "--ioengine=nbd", f"--uri={uri}", "--rw=randread", f"--bs={BLOCK}"]
     often = ["--iodepth=1", "--time_based", "--runtime=3", "--output-format=json"]
     said = system.run(["fio", *options, *often], 60)
@@ -227,7 +255,7 @@ def nbd_reads(uri: str) -> Result:
 
 
 def ready(target: str, size: int, length: int) -> Result:
-    """Wait until the file is there in its size and `length` bytes in its middle can be read."""
+    """Wait until the file exists with its size, and `length` bytes in its middle are readable."""
     print(WAITING, flush=True)
     while not has_size(target, size):
         time.sleep(0.002)
@@ -238,7 +266,7 @@ def ready(target: str, size: int, length: int) -> Result:
 
 
 def has_size(target: str, size: int) -> bool:
-    """Whether the target exists, and with that size. A URL always does."""
+    """Whether the target exists with that size. Always true for a URL."""
     try:
         return is_url(target) or os.stat(target).st_size == size
     except OSError:
@@ -246,18 +274,18 @@ def has_size(target: str, size: int) -> bool:
 
 
 def is_url(target: str) -> bool:
-    """Whether a target is one."""
+    """Whether a target is a URL."""
     return "://" in target
 
 
 WORK = {
     work.__name__: work
-    for work in (sequential, random_reads, job, walk, look, nbdcopy, nbd_reads, ready)
+    for work in (sequential, random_reads, job, hello, walk, look, nbdcopy, nbd_reads, ready)
 }
 
 
 def start(name: str, **what: Any) -> subprocess.Popen[str]:
-    """Start a workload in a process of its own; `finish` gives its result."""
+    """Start a workload in its own process; `finish` returns its result."""
     command = [sys.executable, "-m", "bench.work", name, json.dumps(what)]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
@@ -266,10 +294,10 @@ def start(name: str, **what: Any) -> subprocess.Popen[str]:
 
 
 def is_waiting(process: subprocess.Popen[str]) -> None:
-    """Wait until a `ready` has begun to wait, so that its own start is not measured."""
+    """Wait until a `ready` workload has begun to wait, so that its start is not measured."""
     assert process.stdout is not None
     line = bytearray()
-    while byte := os.read(process.stdout.fileno(), 1):  # and no more: the rest is for `finish`
+    while byte := os.read(process.stdout.fileno(), 1):  # no buffering: the rest is for `finish`
         if byte == b"\n":
             break
         line += byte
@@ -278,16 +306,16 @@ def is_waiting(process: subprocess.Popen[str]) -> None:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End a workload that still runs, and with it what it has started."""
+    """Kill a workload that still runs, with its child processes."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
+        os.killpg(process.pid, signal.SIGKILL)  # it is a process group leader
         system.end(process)
 
 
 def finish(process: subprocess.Popen[str], limit: float, on_timeout: Callable[[], None]) -> Result:
     """Wait for a workload's result. Raises Failed.
 
-    When it takes too long it is killed, and `on_timeout` is called to free what it may hang on.
+    If it takes too long, `on_timeout` is called to unblock it, and it is killed.
     """
     try:
         output, _ = process.communicate(timeout=limit)
@@ -305,11 +333,11 @@ def finish(process: subprocess.Popen[str], limit: float, on_timeout: Callable[[]
 
 
 def main() -> None:
-    """Do the work named on the command line and print its result, or what went wrong."""
+    """Do the work named on the command line; print its result or its error."""
     name, what = sys.argv[1:]
     try:
         result = WORK[name](**json.loads(what))
-    except Exception as error:  # whatever it is, the bench has to record it
+    except Exception as error:  # any error must be recorded by the benchmark
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
     else:
         print(json.dumps(result))
