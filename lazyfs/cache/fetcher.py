@@ -31,6 +31,7 @@ PRELOADS_TOGETHER = 16
 BUSY = 1.5  # bandwidth-delay products in flight that keep a link busy
 BURST = 0.01  # seconds of the rate: on short links, the process is what takes time
 SMALLEST_WINDOW = 256 << 10  # bytes
+MOST_DEFECTS = 100  # tracebacks in the log
 SHARES = 3  # background requests that make up the window; each has a connection of its own
 
 _DEMAND = (Priority.DEMAND,)
@@ -72,6 +73,7 @@ class Fetcher:
         self._going_on = trio.Event()  # cleared while background fetches are paused
         self._going_on.set()
         self._rate_changed = trio.Event()
+        self._defects: set[str] = set()  # unforeseen exceptions whose traceback is in the log
 
     async def run(self) -> None:
         """Fetch blocks until cancelled."""
@@ -279,11 +281,14 @@ class Fetcher:
         except LazyfsError as error:
             self._give_up(fetch, error)
         except Exception as error:
-            name = self._blocks.name
-            log.exception("%s: a fetch failed in an unforeseen way", name)
-            self._give_up(
-                fetch, InternalError(f"{name}: a fetch failed in an unforeseen way: {error!r}")
-            )
+            # A defect, or a state that nobody thought of: the next try may find another one.
+            self._counts.failures += 1
+            name, defect = self._blocks.name, repr(error)
+            if defect not in self._defects and len(self._defects) < MOST_DEFECTS:
+                self._defects.add(defect)
+                log.exception("%s: a fetch failed in an unforeseen way", name)
+            why = f"{name}: a fetch failed in an unforeseen way: {defect}"
+            slot.failed(TransientError(why, InternalError.usual_cure))
         else:
             self._log_request(Span(first, fetch.next), fetch.priority, began)
             return True

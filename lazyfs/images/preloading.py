@@ -25,6 +25,7 @@ from lazyfs.prefetch.profile import Profile
 log = logging.getLogger(__name__)
 
 ENDING = ".lazyprofile"  # of a profile that is a sidecar of its image
+LARGEST_TABLES = 16 << 20  # bytes that are fetched unasked
 PATIENCE = 30.0  # seconds to wait for such a profile
 _AT_A_TIME = 1000  # ranges requested between two checkpoints
 _BOOT = ("isolinux/**", "boot/**", "efi/**", "EFI/**")
@@ -50,6 +51,24 @@ async def preload(image: Image, options: PreloadOptions) -> None:
         log.warning("%s: nothing is preloaded: %s", image.url, error)
     except Exception:
         log.exception("%s: nothing more is preloaded", image.url)
+
+
+async def preload_metadata(image: Image) -> None:
+    """Once the image is used, ask for the tables of the filesystem that it is. Never fails.
+
+    Every access to a file goes through them, a little here and a little there; at once they cost a
+    round trip or two.
+    """
+    await image.prefetcher.used.wait()
+    device = image.unrecorded
+    try:
+        superblock = await device.read(0, squashfs.SUPERBLOCK)
+        tables = squashfs.tables(superblock, device.identity.size)
+    except LazyfsError:  # it is something else, or cannot be read: the readers will be told
+        return
+    if tables.length <= LARGEST_TABLES:
+        await device.ensure(tables.start, tables.length, Priority.PRELOAD)
+        log.debug("%s: preloading %d bytes of tables", image.url, tables.length)
 
 
 class Preloader:

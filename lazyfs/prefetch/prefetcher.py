@@ -1,5 +1,7 @@
 """A Device that watches reads and passes hints for expected ones to the Device below."""
 
+import trio
+
 from lazyfs.core.device import Device, Priority
 from lazyfs.core.options import Prefetch, ReadAheadLimit
 from lazyfs.core.ranges import clamp
@@ -30,8 +32,10 @@ class Prefetcher(DeviceView):
         self._readahead = ReadAhead(size)
         self._neighbourhoods = Neighbourhoods(size, block_size)
         self._preloaded = Covered()
+        self.used = trio.Event()  # set by the first read
 
     async def read(self, offset: int, length: int) -> bytes:
+        self.used.set()
         if self._prefetch is not Prefetch.NONE:
             await self._look_ahead(offset, length)
         return await super().read(offset, length)

@@ -14,11 +14,12 @@ from iso.flavours import make
 
 from lazyfs.core.device import Identity
 from lazyfs.core.ranges import Span
+from lazyfs.formats import squashfs
 from lazyfs.formats.iso.catalog import Catalog, read_tree
 from lazyfs.prefetch.profile import Profile, Use, as_text, parse
 from lazyfs.sources.http import FIRST_BYTES
 
-from .images import MIB
+from .images import MIB, Images
 from .mounts import LAZYFS, Lab, Mounted, loop_mounted, need_loop, need_tool, read, run, run_well
 from .servers import HTTP_DATE, Answer, Nginx, Request, Scripted
 from .waiting import eventually
@@ -582,3 +583,30 @@ def test_profiles_of_several_runs_become_one(lab: Lab, content: bytes) -> None:
     shutil.copyfile(__file__, lab.directory / "bad")
     bad = run([*LAZYFS, "profile", "show", lab.directory / "bad"])
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
+
+
+# The tables of a filesystem
+
+
+def test_tables_of_a_squashfs_come_with_its_first_use(lab: Lab, images: Images) -> None:
+    """They are fetched once the image is read, and not before."""
+    image = images.squashfs()
+    tables = squashfs.tables(image.read_bytes()[: squashfs.SUPERBLOCK], image.stat().st_size)
+    with Nginx(images.root) as server, lab.mounted(server.url(image.name)) as mounted:
+        assert mounted.cached() == FIRST_BYTES
+        read(mounted.image, 0, 10)
+        eventually(lambda: mounted.cached() >= FIRST_BYTES + tables.length, "they are here", 20)
+        before = server.body_bytes()
+        read(mounted.image, tables.start, 50_000)
+        assert server.body_bytes() == before
+
+
+def test_tables_are_left_out_where_nothing_is_to_be_prefetched(lab: Lab, images: Images) -> None:
+    image = images.squashfs()
+    with (
+        Nginx(images.root) as server,
+        lab.mounted("--prefetch", "none", server.url(image.name)) as mounted,
+    ):
+        read(mounted.image, image.stat().st_size // 2, 10)
+        read(mounted.image, image.stat().st_size // 2 + 100_000, 10)
+        assert mounted.cached() <= FIRST_BYTES + 4 * 32768

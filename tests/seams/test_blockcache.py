@@ -17,7 +17,6 @@ from lazyfs.cache.fetcher import LARGEST_FETCH, SMALLEST_FETCH
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.core.device import Priority, Statistics
 from lazyfs.core.errors import (
-    InternalError,
     LazyfsError,
     NotFound,
     ReadTimeout,
@@ -321,17 +320,27 @@ async def test_a_permanent_failure_reaches_exactly_those_who_wait_for_it(
         assert await cache.read(*blocks(0, 4)) == CONTENT[: 4 * BLOCK]  # it may be asked again
 
 
-async def test_a_defect_becomes_an_internal_error_and_the_cache_goes_on(
+async def test_a_fetch_that_dies_of_a_defect_is_retried_and_logged_once(
     autojump_clock: MockClock, expected_log: Announce
 ) -> None:
     expected_log("ERROR: .*unforeseen")
-    expected_log("ERROR: .*ValueError")
+    expected_log("WARNING: .*oops.*please report it; retrying")
     source = FakeSource(CONTENT)
-    source.fail_at(0, ValueError("oops"))
+    source.fail_at(0, *[ValueError("oops")] * 4)
     async with running(new_cache(source)) as cache:
-        with pytest.raises(InternalError, match=r"img.*oops"):
-            await cache.read(0, 1)
         assert await cache.read(0, 10) == CONTENT[:10]
+        assert len(source.requests) == 5
+
+
+async def test_a_defect_that_stays_ends_reads_at_their_deadline_with_its_name(
+    autojump_clock: MockClock, expected_log: Announce
+) -> None:
+    expected_log("unforeseen|ValueError|retrying|no data within")
+    source = FakeSource(CONTENT)
+    source.fail_at(0, *[ValueError("oops")] * 1000)
+    async with running(new_cache(source, timeout=60)) as cache:
+        with pytest.raises(ReadTimeout, match=r"img.*oops"):
+            await cache.read(0, 1)
 
 
 # Deadlines
