@@ -69,6 +69,9 @@ class Work:
 SEQUENTIAL = Work("seq", "sequential read, cold", "MB/s", "curl", Task.READ)
 ONE = Work("r1", "4 KiB random reads, one reader", "ms", "curl", Task.READ)
 MANY = Work("r16", "4 KiB random reads, 16 readers", "IOPS", "curl", Task.READ)
+BESIDE = Work(
+    "beside", "4 KiB random reads beside a stream", "ms", "curl", Task.READ, links=("wan",)
+)
 START = Work("start", "start to first byte", "s", "", Task.START)
 JOB = Work("job", "loop-mount, find, read 200 files; cold", "s", "local", Task.JOB)
 AGAIN = Work("again", "the same job again, from the tool's cache", "s", "local", Task.JOB)
@@ -110,8 +113,8 @@ BLOCKS = replace(
 WORKS = {
     w.name: w
     for w in (
-        SEQUENTIAL, ONE, MANY, START, JOB, AGAIN, HELLO, COMPLETE, PROFILE, PRELOAD, LIST, EXTRACT,
-        COPY, COPY_AGAIN, BLOCKS, *JOBS,
+        SEQUENTIAL, ONE, MANY, BESIDE, START, JOB, AGAIN, HELLO, COMPLETE, PROFILE, PRELOAD, LIST,
+        EXTRACT, COPY, COPY_AGAIN, BLOCKS, *JOBS,
     )
 }  # fmt: skip
 FIRST = {AGAIN: JOB, COPY_AGAIN: COPY, BLOCKS: COPY}
@@ -402,6 +405,9 @@ class Cell:
         if self._work is SEQUENTIAL:
             length = self._amount.sequential
             return work.start("sequential", target=target, original=original, length=length)
+        if self._work is BESIDE:
+            length = self._amount.sequential
+            return work.start("beside", target=target, original=original, length=length)
         readers = 16 if self._work is MANY else 1
         return work.start(
             "random_reads", target=target, original=original, readers=readers,

@@ -102,6 +102,43 @@ def random_reads(target: str, original: str, readers: int, count: int, limit: fl
     }
 
 
+def beside(target: str, original: str, length: int) -> Result:
+    """Read blocks at random places while another reader streams the first `length` bytes.
+
+    A pause of a fiftieth of a second between two reads leaves the stream most of the link.
+    """
+    size, ended = Path(original).stat().st_size, threading.Event()
+    streamed: Result = {}
+
+    def stream() -> None:
+        try:
+            streamed.update(sequential(target, original, length))
+        finally:
+            ended.set()
+
+    dice, latencies, contents = random.Random(SEED), [], []
+    with opened(target, 2) as read:
+        thread = threading.Thread(target=stream)
+        thread.start()
+        time.sleep(1)  # the stream has its speed
+        while not ended.wait(0.02):
+            offset = dice.randrange(length // BLOCK, size // BLOCK) * BLOCK
+            begin = time.perf_counter()
+            content = read(offset, BLOCK)
+            latencies.append(time.perf_counter() - begin)
+            contents.append((offset, content))
+        thread.join()
+    if not streamed:
+        raise system.Failed("the stream failed")
+    check(original, contents)
+    latencies.sort()
+    return {
+        "ms": latencies[len(latencies) // 2] * 1e3,
+        "p95 ms": latencies[len(latencies) * 95 // 100] * 1e3,
+        "stream MB/s": streamed["MB/s"],
+    }
+
+
 class RandomReads:
     """The state shared by the readers: the task and the results."""
 
@@ -280,7 +317,18 @@ def is_url(target: str) -> bool:
 
 WORK = {
     work.__name__: work
-    for work in (sequential, random_reads, job, hello, walk, look, nbdcopy, nbd_reads, ready)
+    for work in (
+        sequential,
+        random_reads,
+        beside,
+        job,
+        hello,
+        walk,
+        look,
+        nbdcopy,
+        nbd_reads,
+        ready,
+    )
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench import __main__ as program
 from bench import system
-from bench.image import ISO, KINDS, MAIN
+from bench.image import ISO, KINDS, MAIN, ROOT
 from bench.measure import AGAIN, JOB, JOBS, WORKS, Amount, Bench, Work, fits
 from bench.server import LINKS
 from bench.tools import TOOLS, Task, variant
@@ -22,7 +22,9 @@ WHO = {
     "seq": MOUNTING | {"curl"},
     "r1": MOUNTING | {"curl"},
     "r16": MOUNTING | {"curl"},
+    "beside": MOUNTING | {"curl"},
     "start": MOUNTING,
+    "hello": MOUNTING | {"download", "local"},
     "job": MOUNTING | LOOPING | {"local"},
     "again": MOUNTING | LOOPING | {"local"},
     "complete": {"lazyfs-loop-fill", "local"},
@@ -55,7 +57,7 @@ def test_the_limit_of_a_work_is_a_tool_that_is_one() -> None:
 
 
 def test_works_are_done_on_images_that_can_be_made_and_on_links_that_there_are() -> None:
-    assert {work.kind for work in WORKS.values()} == {*KINDS, ISO}
+    assert {work.kind for work in WORKS.values()} == {*KINDS, ISO, ROOT}
     assert all(set(work.links) <= set(LINKS) for work in WORKS.values())
     assert JOB.kind == MAIN
 
