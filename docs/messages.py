@@ -43,7 +43,10 @@ CAUGHT = {
 
 # What cannot be said in a line.
 NOTES = {
-    "... fell silent": "That is, for 15 seconds or a third of ``--timeout``. It is asked again.",
+    "... fell silent": (
+        "That is, for 15 seconds or a third of ``--timeout``. It is asked again, and waited for "
+        "twice as long."
+    ),
     "... has changed on the server since it was opened": (
         "No more of it can be read: what is cached is of one version, and all else of another."
     ),

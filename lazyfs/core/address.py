@@ -21,19 +21,35 @@ LONGEST_NAME = 255  # bytes of a file's name
 HTTP = ("http", "https")
 _UNIX = ("nbd+unix", "nbds+unix")
 NBD = ("nbd", "nbds", *_UNIX)
-_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%[^\[\]]+)?\](:\d*)?")  # an IPv6 address, and a port
+# An IPv6 address, perhaps with a zone (RFC 6874), and a port.
+_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\](:\d*)?", re.ASCII)
 _FIELD = re.compile(r"([^&;=]*=)?[^&;]+")  # of a query: an optional name, and a value
 _PLAIN = ":/+"  # unescaped in a word of a fragment, besides letters and digits
+_TO_AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*")  # what precedes a path
 _SAFE = "%/:?#[]@!$&'()*+,;=~"  # RFC 3986 section 2.2, and "%" of existing escapes
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Scheme, host and port: where credentials may go (RFC 6454)."""
+    """Scheme, host and port: where credentials may go (RFC 6454).
+
+    ``host``: as it is looked up; an IPv6 address with its zone, ``fe80::1%eth0``.
+    """
 
     scheme: str
     host: str
     port: int
+
+    @property
+    def certified(self) -> str:
+        """The host as others know it: a zone means something on this machine only."""
+        return self.host.partition("%")[0]
+
+    @property
+    def field(self) -> str:
+        """The value of the Host field (RFC 9110 section 7.2), without a default port."""
+        host = f"[{self.certified}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     def may_share(self, other: "Origin") -> bool:
         """Whether credentials for this origin may be sent to ``other``.
@@ -73,7 +89,18 @@ def origin(url: str) -> Origin:
     parts = parse(url)
     if parts.scheme not in HTTP:
         raise UsageError(f"{shown(url)} is not a URL of HTTP", "give an http:// or https:// URL")
-    return Origin(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
+    return Origin(parts.scheme, host(parts), parts.port or _PORTS[parts.scheme])
+
+
+def host(parts: SplitResult) -> str:
+    """The host of a URL, as it is looked up; "" for none.
+
+    The zone of an IPv6 address is written ``%25eth0`` (RFC 6874), or ``%eth0``, as curl takes too.
+    """
+    name, percent, zone = (parts.hostname or "").partition("%")
+    if ":" not in name or not percent:
+        return parts.hostname or ""
+    return f"{name}%{zone.removeprefix('25') or zone}"
 
 
 def login(url: str) -> tuple[str, str] | None:
@@ -95,6 +122,20 @@ def on_the_wire(url: str) -> str:
     parts = urlsplit(url)
     query = f"?{quote(parts.query, _SAFE)}" if parts.query else ""
     return quote(parts.path, _SAFE) + query
+
+
+def escaped(reference: bytes) -> str:
+    """A URL or a relative reference, with the characters escaped that must be.
+
+    Escaped bytes stay as they were sent. A host is decoded, since it has an encoding of its own.
+    """
+    try:
+        text, encoding = reference.decode(), "utf-8"
+    except UnicodeDecodeError:
+        text, encoding = reference.decode("latin-1"), "latin-1"
+    host_end = _TO_AUTHORITY.match(text)
+    start = host_end.end() if host_end else 0
+    return text[:start] + quote(text[start:], _SAFE, encoding)
 
 
 def shown(url: str) -> str:

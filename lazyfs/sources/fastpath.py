@@ -4,7 +4,8 @@ It serves range requests to an image's known server, without a proxy. Answers th
 (``http1.py``) does not interpret are left to the fallback path (``httpclient.py``).
 
 Several requests can be sent at once (RFC 9112 section 9.3.2, pipelining): their answers follow one
-another, for one round trip. The caller takes them in order, each to its end.
+another, for one round trip. The caller takes them in order, each to its end. Whether a server does
+that is learned (``learned.py``).
 
 The server may have closed an idle connection in the meantime. One that shows this is dropped; one
 that breaks before the first byte of its answer is replaced by a fresh one, once: a GET may be
@@ -26,6 +27,8 @@ from lazyfs.core.address import Origin
 from lazyfs.core.errors import BadAnswer, LazyfsError, Unreachable
 from lazyfs.sources import http1
 from lazyfs.sources.failures import reason, untrusted
+from lazyfs.sources.learned import Pipelining, next_answer_within
+from lazyfs.sources.slots import Host
 from lazyfs.sources.stall import StallTimer
 
 _RECEIVE = 256 << 10  # bytes requested from the socket at a time
@@ -119,6 +122,7 @@ class FastAnswer:
         self.counted = head.length is not None
         self.connection: Connection | None = connection  # None once closed
         self._origin = origin
+        self._ends = not head.keep  # whether the server closes the connection behind it
         self._keep = head.keep and self.counted
         self._left = head.length or 0
         self._stall = StallTimer.of_body(origin.patience)
@@ -137,7 +141,7 @@ class FastAnswer:
         else:
             # One byte more than expected, to detect excess data.
             most = min(self._left + 1, _RECEIVE)
-            piece = await self._origin.receive(self.connection, most, self._stall)
+            piece = await self._origin.receive_body(self.connection, most, self._stall)
             unread += piece[self._left :]
             piece = piece[: self._left] if unread else piece
         self._left -= len(piece)
@@ -147,6 +151,8 @@ class FastAnswer:
         """Keep the connection for reuse if the whole answer was read, else close it."""
         connection, self.connection = self.connection, None
         if connection is not None:
+            if self._ends and connection.expected > 1:
+                self._origin.pipelining.failed()
             await self._origin.finished(connection, good=self._keep and self._left == 0)
 
     async def abandon(self) -> None:
@@ -158,9 +164,20 @@ class FastAnswer:
 class FastOrigin:
     """Connections to one origin."""
 
-    def __init__(self, origin: Origin, tls: ssl.SSLContext | None, patience: float) -> None:
-        """``patience``: seconds to wait for a server that makes no progress."""
+    def __init__(
+        self,
+        origin: Origin,
+        tls: ssl.SSLContext | None,
+        patience: float,
+        host: Host | None = None,
+    ) -> None:
+        """``patience``: seconds to wait for a server that makes no progress.
+
+        ``host``: what is known of it beside.
+        """
         self.patience = patience
+        self.pipelining = Pipelining()
+        self._host = host or Host(origin.host, 1, patience, patience)
         self._origin = origin
         self._tls = tls
         self._idle: deque[Connection] = deque()
@@ -188,11 +205,45 @@ class FastOrigin:
         """The next answer on a connection; the previous one must have been closed.
 
         None if no answer follows, because the previous one was not read to its end or ended the
-        connection. Raises Unreachable or BadAnswer.
+        connection, or because the server has nothing more to say. Raises Unreachable or BadAnswer.
         """
-        if not connection.expected:
+        if not connection.expected or not await self._goes_on(connection):
             return None
         return await self._answer(connection)
+
+    async def _goes_on(self, connection: Connection) -> bool:
+        """Wait for the beginning of the next answer, no longer than a fresh request would take.
+
+        Closes the connection if none comes.
+        """
+        if connection.unread:
+            return True
+        link = self._host.link
+        bound = next_answer_within(link.round_trip, link.rate)
+        pace = StallTimer.of_head(min(bound, self.patience))
+        try:
+            connection.unread += await self.receive(connection, _RECEIVE, pace)
+        except Unreachable as error:
+            self.pipelining.failed(silently=isinstance(error.__cause__, trio.TooSlowError))
+            await self._give_up(connection)
+            return False
+        except BaseException:
+            await self._give_up(connection)
+            raise
+        return True
+
+    async def receive_body(
+        self, connection: Connection, most: int, pace: StallTimer
+    ) -> bytes | bytearray:
+        """Receive at least one byte of a body. Raises Unreachable."""
+        try:
+            return await self.receive(connection, most, pace)
+        except Unreachable as error:
+            # A server that closes with requests unread loses what it has answered (RFC 9112
+            # section 9.6).
+            if connection.expected > 1 and not isinstance(error.__cause__, trio.TooSlowError):
+                self.pipelining.failed()
+            raise
 
     async def receive(
         self, connection: Connection, most: int, pace: StallTimer
@@ -203,7 +254,7 @@ class FastOrigin:
             with trio.fail_after(pace.left):
                 piece = await connection.stream.receive_some(most)
         except trio.TooSlowError as error:
-            raise Unreachable(pace.complaint(self._origin.host)) from error
+            raise Unreachable(pace.verdict(self._origin.host)) from error
         except (trio.BrokenResourceError, OSError) as error:
             raise Unreachable(f"the connection to {self._origin.host} broke") from error
         if not piece:
@@ -220,8 +271,7 @@ class FastOrigin:
             connection.rest()
             self._idle.append(connection)
         else:
-            connection.expected = 0
-            await _close(connection)
+            await self._give_up(connection)
 
     async def close_idle(self) -> None:
         while self._idle:
@@ -263,7 +313,7 @@ class FastOrigin:
             return Connection(tcp, tcp.socket.fileno())
         below = _Encrypted(tcp)
         tls = trio.SSLStream(
-            below, self._tls, server_hostname=self._origin.host, https_compatible=True
+            below, self._tls, server_hostname=self._origin.certified, https_compatible=True
         )
         await tls.do_handshake()
         return Connection(tls, tcp.socket.fileno(), below)
@@ -283,21 +333,36 @@ class FastOrigin:
         try:
             return FastAnswer(self, connection, await self._receive_head(connection))
         except BaseException:
-            connection.expected = 0
-            await _close(connection)
+            await self._give_up(connection)
             raise
+
+    async def _give_up(self, connection: Connection) -> None:
+        connection.expected = 0
+        await _close(connection)
 
     async def _receive_head(self, connection: Connection) -> http1.Head:
         """Receive the head of an answer; interim answers are skipped."""
-        pace = StallTimer.of_head(self.patience)
+        wait, asked = self._host.heads.left, trio.current_time()
+        pace = StallTimer.of_head(wait)
         for _ in range(_MOST_INTERIM):
             while (parsed := http1.parse_head(connection.unread)) is None:
-                connection.unread += await self.receive(connection, _RECEIVE, pace)
+                connection.unread += await self._receive_some_of_head(connection, pace, wait)
             head, taken = parsed
             del connection.unread[:taken]
             if not head.interim:
+                self._host.heads.came(trio.current_time() - asked)
                 return head
         raise BadAnswer("the server never comes to its answer")
+
+    async def _receive_some_of_head(
+        self, connection: Connection, pace: StallTimer, wait: float
+    ) -> bytes | bytearray:
+        try:
+            return await self.receive(connection, _RECEIVE, pace)
+        except Unreachable as error:
+            if isinstance(error.__cause__, trio.TooSlowError):
+                self._host.heads.ran_out(wait)
+            raise
 
     async def _send(self, connection: Connection, request: bytes) -> None:
         try:

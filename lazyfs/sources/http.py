@@ -14,11 +14,12 @@ is exchanged for one of that host first.
 """
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from urllib.parse import urlsplit
+from types import TracebackType
 
 import trio
 
@@ -31,9 +32,11 @@ from lazyfs.core.errors import (
     TransientError,
     Unreachable,
 )
+from lazyfs.core.ranges import clamp
 from lazyfs.sources import http1, httprange
 from lazyfs.sources.fastpath import Connection, FastAnswer, FastOrigin
 from lazyfs.sources.httpclient import Answer, Fields, HttpClient
+from lazyfs.sources.learned import SMALLEST_ANSWER, AnswerLimit
 from lazyfs.sources.link import LinkEstimate
 from lazyfs.sources.slots import Host, HostSlot
 
@@ -84,9 +87,10 @@ class _Target:
     """The current location of an image, with the parts of a request to it.
 
     ``url``: without credentials.
-    ``authority``: host and port, for the Host field.
+    ``authority``: the Host field.
     ``path``: path and query, for the request line.
     ``origin``: the fast path; None if only the fallback path can be used.
+    ``limit``: the server's, for an answer.
     """
 
     url: str
@@ -94,11 +98,19 @@ class _Target:
     authority: str
     path: str
     origin: FastOrigin | None
+    limit: AnswerLimit
 
     @classmethod
     def at(cls, url: str, client: HttpClient) -> "_Target":
-        host, authority = client.host(address.origin(url).host), urlsplit(url).netloc
-        return cls(url, host, authority, address.on_the_wire(url), client.fast_origin(url))
+        origin = address.origin(url)
+        return cls(
+            url,
+            client.host(origin.host),
+            origin.field,
+            address.on_the_wire(url),
+            client.fast_origin(url),
+            client.answer_limit(origin),
+        )
 
 
 class HttpSlot:
@@ -107,8 +119,8 @@ class HttpSlot:
     def __init__(
         self, source: "HttpSource", host: Host, held: HostSlot, priority: Priority
     ) -> None:
+        self.host = host
         self._source = source
-        self._host = host
         self._held: HostSlot | None = held  # None while it is being exchanged
         self._priority = priority
 
@@ -118,23 +130,23 @@ class HttpSlot:
 
     @property
     def link(self) -> LinkEstimate:
-        return self._host.link
+        return self.host.link
 
-    def streams(self, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
+    def streams(self, ranges: Sequence["Range"]) -> Sequence[Stream]:
         return self._source.streams(self, ranges)
 
     def failed(self, error: TransientError) -> None:
-        self._host.health.failed(error)
+        self.host.health.failed(error)
 
     def succeeded(self) -> None:
-        self._host.health.succeeded()
+        self.host.health.succeeded()
 
     async def move_to(self, host: Host) -> None:
         """Exchange the slot for one of ``host``, unless it is one already."""
-        if host is self._host:
+        if host is self.host:
             return
         self.release()
-        self._host = host
+        self.host = host
         self._held = await host.limiter.acquire(self._priority)
 
     def release(self) -> None:
@@ -143,7 +155,121 @@ class HttpSlot:
             held.release()
 
 
+Range = tuple[int, int]  # offset and length
 _Ask = Callable[[Fields], Awaitable[Answer | None]]
+
+
+class _Together:
+    """Requests that are sent together, as far as the server takes that.
+
+    Their answers are taken one by one, in order. If none comes for a request, because the
+    connection ends or the server has answered enough, that request is sent by itself.
+    """
+
+    def __init__(self, source: "HttpSource", slot: HttpSlot, unsent: list[Fields]) -> None:
+        self._source = source
+        self._slot = slot
+        self._unsent = unsent
+        self._target = source.target  # which a redirect may change before all are answered
+        self._connection: Connection | None = None
+        self._due = 0  # answers that it still owes to this; then it may belong to another
+
+    async def ask(self, wanted: Fields) -> Answer | None:
+        """The answer to one of them; None if it needs the fallback path."""
+        answer: FastAnswer | None = None
+        if self._unsent[:1] == [wanted]:
+            answer = await self._send()
+        elif self._due and self._connection is not None and self._target.origin is not None:
+            self._due -= 1
+            answer = await self._following(self._target.origin, self._connection, wanted)
+        if answer is None:
+            return await self._source.ask_fast_path(self._slot, wanted)
+        return await self._source.accepted(answer)
+
+    async def _send(self) -> FastAnswer | None:
+        """Send as many as the server takes; returns the answer to the first."""
+        self._target = self._source.target
+        origin, unsent = self._target.origin, self._unsent
+        count = 1 if origin is None else origin.pipelining.grant(len(unsent), trio.current_time())
+        requests, self._unsent = unsent[:count], unsent[count:]
+        if origin is None:
+            return None
+        self._due = 0
+        answer = await self._source.send(self._slot, self._target, origin, requests)
+        self._connection, self._due = answer.connection, len(requests) - 1
+        return answer
+
+    async def _following(
+        self, origin: FastOrigin, connection: Connection, wanted: Fields
+    ) -> FastAnswer | None:
+        """The next answer on a connection; None if none comes, or it cannot be trusted yet."""
+        answer = await origin.following(connection)
+        if answer is None or httprange.answers(wanted, answer.status, answer.headers):
+            if answer is not None:
+                origin.pipelining.worked()
+            return answer
+        if origin.pipelining.proven:
+            return answer
+        # It may be the answer to half a request, or to another one.
+        await answer.abandon()
+        self._due = 0
+        origin.pipelining.failed()
+        return None
+
+
+class _Range(AbstractAsyncContextManager[AsyncIterator[bytes | bytearray]]):
+    """The bytes of one range, in as many answers as the server makes of it. A Stream."""
+
+    def __init__(
+        self, source: "HttpSource", slot: HttpSlot, parts: Sequence[Range], ask: _Ask
+    ) -> None:
+        """``parts``: the range, cut into requests."""
+        self._source = source
+        self._slot = slot
+        self._left = deque((part, ask) for part in parts)
+        self._crumbs = 0  # answers in a row that were shorter than a server's limit can be
+        self._answer: AbstractAsyncContextManager[tuple[_Body, int]] | None = None
+        self._pieces: _Body
+
+    async def __aenter__(self) -> "_Range":
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        answer, self._answer = self._answer, None
+        return await answer.__aexit__(kind, error, traceback) if answer else None
+
+    def __aiter__(self) -> "_Range":
+        return self
+
+    async def __anext__(self) -> bytes | bytearray:
+        while True:
+            try:
+                return await self._pieces.__anext__()
+            except StopAsyncIteration:
+                if not self._left:
+                    raise
+            await self.__aexit__(None, None, None)
+            await self._begin()
+
+    async def _begin(self) -> None:
+        """Have the next part answered; what its answer leaves out becomes the next part."""
+        if self._crumbs > 1:
+            raise BadAnswer(f"{self._source.name}: the server sends its answers in crumbs")
+        (offset, length), ask = self._left.popleft()
+        answer = self._source.part(self._slot, offset, length, ask)
+        self._pieces, got = await answer.__aenter__()
+        self._answer = answer
+        short = got < length
+        self._crumbs = self._crumbs + 1 if short and got < SMALLEST_ANSWER else 0
+        if short:
+            rest = self._source.requests_for_rest(self._slot, offset + got, length - got, got)
+            self._left.extendleft(reversed(rest))
 
 
 class HttpSource:
@@ -161,14 +287,15 @@ class HttpSource:
         self._first = first
         self.opening = b""  # the image's first bytes, received on opening
         self._home = url
-        self._name = address.shown(url)
+        self.name = address.shown(url)
         self._identity = identity
         self._target = _Target.at(address.bare(url), client)
+        self._sized: Identity | None = None  # if the server does not say the size with a range
 
     @property
     def identity(self) -> Identity:
         if self._identity is None:
-            raise InternalError(f"{self._name} has not been opened")
+            raise InternalError(f"{self.name} has not been opened")
         return self._identity
 
     @property
@@ -191,6 +318,7 @@ class HttpSource:
         For an image that was written in this very second, the request is repeated a second later,
         when its validators are good. Raises a SourceError.
         """
+        self._sized = None
         identity, just_written = await self._open()
         if just_written and not identity.pinned:
             await trio.sleep(NEXT_DATE)
@@ -199,42 +327,92 @@ class HttpSource:
         return identity
 
     async def _open(self) -> tuple[Identity, bool]:
-        """The image's identity, and whether it was written in this very second."""
-        host = self._target.host
-        slot = HttpSlot(self, host, await host.limiter.acquire(Priority.DEMAND), Priority.DEMAND)
-        ask = partial(self._ask_fast_path, slot)
-        try:
-            async with self._answer(slot, 0, self._first, ask) as answer:
-                if self._first > 1 and httprange.is_empty(answer.status, answer.headers):
-                    # Perhaps only shorter than that: not every server knows it may send less.
-                    self._first = 1
-                else:
-                    return await self._judged_opening(slot, answer)
-        finally:
-            slot.release()
-        return await self._open()
+        """The image's identity, and whether it was written in this very second.
+
+        A silent host is asked again while a reader would wait, if nothing of the image is cached.
+        """
+        began, waited = trio.current_time(), 0.0
+        while True:
+            host = self._target.host
+            held = await host.limiter.acquire(Priority.DEMAND)
+            slot = HttpSlot(self, host, held, Priority.DEMAND)
+            try:
+                return await self._open_once(slot)
+            except Unreachable:
+                wait = slot.host.heads.longer_than_usual
+                left = self._client.patience - (trio.current_time() - began)
+                if self._first == 1 or not waited < wait <= left:
+                    raise
+                waited = wait
+            finally:
+                slot.release()
+
+    async def _open_once(self, slot: HttpSlot) -> tuple[Identity, bool]:
+        ask = partial(self.ask_fast_path, slot)
+        hides_size = False
+        async with self._answer(slot, httprange.request_headers(0, self._first), ask) as answer:
+            if self._first > 1 and httprange.is_empty(answer.status, answer.headers):
+                # Perhaps only shorter than that: not every server knows it may send less.
+                self._first = 1
+            elif self._sized is None and httprange.hides_size(answer.status, answer.headers):
+                hides_size = True
+            else:
+                return await self._judged_opening(slot, answer)
+        if hides_size:
+            self._sized = await self._ask_size(slot, ask)
+        return await self._open_once(slot)
+
+    async def _ask_size(self, slot: HttpSlot, ask: _Ask) -> Identity:
+        """The identity of an image whose server does not say the size with a range."""
+        async with self._answer(slot, httprange.THE_LAST_BYTE, ask) as answer:
+            return httprange.judge_size(self.name, answer.status, answer.headers)
 
     async def _judged_opening(self, slot: HttpSlot, answer: Answer) -> tuple[Identity, bool]:
-        identity = httprange.judge_opening(self._name, answer.status, answer.headers, self._first)
-        with _measured(slot.link, answer, min(self._first, identity.size)) as pieces:
+        identity, length = httprange.judge_opening(
+            self.name, answer.status, answer.headers, self._first, self._sized
+        )
+        if length < min(self._first, identity.size):
+            self._target.limit.came_short(length)
+        with _measured(slot.link, answer, length) as pieces:
             self.opening = b"".join([bytes(piece) async for piece in pieces])
         return identity, httprange.just_written(answer.headers)
 
     def streams(self, slot: HttpSlot, ranges: Sequence[tuple[int, int]]) -> Sequence[Stream]:
         """Streams for ranges, requested together for one round trip; see ``device.Slot``."""
-        ask = self._ask_together(slot, [httprange.request_headers(*wanted) for wanted in ranges])
-        return [self._stream(slot, offset, length, ask) for offset, length in ranges]
+        parts = [httprange.cut(*wanted, self._target.limit.size) for wanted in ranges]
+        ask = self.ask_together(slot, [part for range_parts in parts for part in range_parts])
+        return [_Range(self, slot, range_parts, ask) for range_parts in parts]
 
     @asynccontextmanager
-    async def _stream(
+    async def part(
         self, slot: HttpSlot, offset: int, length: int, ask: _Ask
-    ) -> AsyncIterator[AsyncIterator[bytes | bytearray]]:
-        async with self._answer(slot, offset, length, ask) as answer:
-            httprange.judge_answer(
-                self._name, answer.status, answer.headers, offset, length, self.identity
+    ) -> AsyncIterator[tuple[_Body, int]]:
+        """The answer to one request for a range, and how many of its bytes it has."""
+        wanted = httprange.request_headers(offset, length)
+        async with self._answer(slot, wanted, ask) as answer:
+            got = httprange.judge_answer(
+                self.name, answer.status, answer.headers, offset, length, self.identity
             )
-            with _measured(slot.link, answer, length) as pieces:
-                yield pieces
+            with _measured(slot.link, answer, got) as pieces:
+                yield pieces, got
+
+    def requests_for_rest(
+        self, slot: HttpSlot, offset: int, length: int, got: int
+    ) -> list[tuple[Range, _Ask]]:
+        """The requests for what an answer of ``got`` bytes left out."""
+        limit = self._target.limit
+        limit.came_short(got)
+        parts = httprange.cut(offset, length, limit.size)
+        ask = self.ask_together(slot, parts)
+        return [(part, ask) for part in parts]
+
+    def ask_together(self, slot: HttpSlot, ranges: Sequence[Range]) -> _Ask:
+        return _Together(self, slot, [httprange.request_headers(*wanted) for wanted in ranges]).ask
+
+    @property
+    def target(self) -> _Target:
+        """The current location of the image."""
+        return self._target
 
     async def run(self) -> None:
         """Nothing to do in the background."""
@@ -244,9 +422,10 @@ class HttpSource:
         host = self._target.host
         return HttpSlot(self, host, await host.slot(priority), priority)
 
-    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:  # noqa: ARG002
-        """HTTP has no information about holes."""
-        return [(length, False)]
+    async def zeros(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        """HTTP says nothing of holes."""
+        here = clamp(offset, length, self.identity.size).length
+        return [(here, False)] if here else []
 
     async def rest(self) -> None:
         await self._client.close_idle()
@@ -255,12 +434,10 @@ class HttpSource:
         """Nothing to close: the client, shared with other images, keeps the connections."""
 
     @asynccontextmanager
-    async def _answer(
-        self, slot: HttpSlot, offset: int, length: int, ask: _Ask
-    ) -> AsyncIterator[Answer]:
+    async def _answer(self, slot: HttpSlot, wanted: Fields, ask: _Ask) -> AsyncIterator[Answer]:
         """The answer to a range request, through ``ask`` if possible; errors name the image."""
         try:
-            answer = await self._find(slot, httprange.request_headers(offset, length), ask)
+            answer = await self._find(slot, wanted, ask)
             try:
                 yield answer
             except BaseException:
@@ -268,8 +445,8 @@ class HttpSource:
                 raise
             await answer.aclose()
         except LazyfsError as error:
-            if self._name not in error.message:
-                error.about(self._name)
+            if self.name not in error.message:
+                error.about(self.name)
             raise
 
     async def _find(self, slot: HttpSlot, wanted: Fields, ask: _Ask) -> Answer:
@@ -292,26 +469,26 @@ class HttpSource:
         except Unreachable as error:
             if not redirected:
                 raise
-            log.info("%s: %s; resolving the redirect again", self._name, error.message)
+            log.info("%s: %s; resolving the redirect again", self.name, error.message)
         else:
-            if not (redirected and answer.status in httprange.FAILED_TARGET):
+            if not (redirected and httprange.is_failed_target(answer.status)):
                 return answer
             await answer.aclose()
-            log.info("%s: the redirect's target has expired, resolving it again", self._name)
+            log.info("%s: the redirect's target has expired, resolving it again", self.name)
         return await self._follow(slot, home, wanted)
 
-    async def _ask_fast_path(self, slot: HttpSlot, wanted: Fields) -> Answer | None:
+    async def ask_fast_path(self, slot: HttpSlot, wanted: Fields) -> Answer | None:
         """The answer from the last redirect target; None if it needs the fallback path."""
         target = self._target
         if target.origin is None:
             return None
-        await slot.move_to(target.host)
-        return await self._accepted(await self._send(slot, target.origin, target, [wanted]))
+        return await self.accepted(await self.send(slot, target, target.origin, [wanted]))
 
-    async def _send(
-        self, slot: HttpSlot, origin: FastOrigin, target: _Target, requests: list[Fields]
+    async def send(
+        self, slot: HttpSlot, target: _Target, origin: FastOrigin, requests: list[Fields]
     ) -> FastAnswer:
         """Send requests together; returns the answer to the first. Measures the round trip."""
+        await slot.move_to(target.host)
         asked = trio.current_time()
         answer, reused = await origin.get(
             b"".join(self._request(target, wanted) for wanted in requests), len(requests)
@@ -320,41 +497,18 @@ class HttpSource:
             slot.link.answered(trio.current_time() - asked)
         return answer
 
-    def _ask_together(self, slot: HttpSlot, unsent: list[Fields]) -> _Ask:
-        """A function that sends all these requests when first called; each call takes one answer.
-
-        If the connection ends before an answer's turn, that request is sent by itself.
-        """
-        target = self._target  # which a redirect may change before all are answered
-        connection: Connection | None = None
-
-        async def ask(wanted: Fields) -> Answer | None:
-            nonlocal connection
-            answer: FastAnswer | None = None
-            if target.origin is not None and unsent:
-                await slot.move_to(target.host)
-                requests = unsent.copy()
-                unsent.clear()
-                answer = await self._send(slot, target.origin, target, requests)
-                connection = answer.connection
-            elif target.origin is not None and connection is not None:
-                answer = await target.origin.following(connection)
-            return await (self._accepted(answer) if answer else self._ask_fast_path(slot, wanted))
-
-        return ask
-
     def _request(self, target: _Target, wanted: Fields) -> bytes:
         fields = self._client.fields(target.url, self._home) + wanted
         return http1.request(target.authority, target.path, fields)
 
-    async def _accepted(self, answer: FastAnswer) -> Answer | None:
+    async def accepted(self, answer: FastAnswer) -> Answer | None:
         """``answer`` if it can be judged; None if the request must take the fallback path."""
         if answer.status in httprange.REDIRECTS:
             await answer.aclose()
             return None
         if answer.status == 206 and not answer.counted:
             await answer.aclose()
-            log.info("%s: the server does not count the bytes of its answers", self._name)
+            log.info("%s: the server does not count the bytes of its answers", self.name)
             self._target = replace(self._target, origin=None)
             return None
         return answer
@@ -365,7 +519,7 @@ class HttpSource:
             await slot.move_to(self._client.host(address.origin(url).host))
             fields = self._client.fields(url, self._home) + wanted
             answer = await self._client.ask_by_fallback(url, fields)
-            target = httprange.redirect_target(self._name, url, answer.status, answer.headers)
+            target = httprange.redirect_target(self.name, url, answer.status, answer.headers)
             if target is None:
                 if answer.status == 206 and url != self._target.url:
                     self._target = _Target.at(url, self._client)
@@ -373,8 +527,8 @@ class HttpSource:
             await answer.aclose()
             if not self._client.may_follow(url, target):
                 raise BadAnswer(
-                    f"{self._name}: the server redirects from https to http",
+                    f"{self.name}: the server redirects from https to http",
                     "use --insecure-redirects if you trust the network",
                 )
             url = address.bare(target)
-        raise BadAnswer(f"{self._name}: more than {MAX_REDIRECTS} redirects", "check the URL")
+        raise BadAnswer(f"{self.name}: more than {MAX_REDIRECTS} redirects", "check the URL")

@@ -9,12 +9,11 @@ No message repeats the text of a library or a server where it may contain a secr
 
 import logging
 import math
+import os
 import re
 import ssl
-import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol, cast
-from urllib.parse import urlsplit
+from typing import Any, Protocol, cast
 
 import httpx
 import trio
@@ -26,6 +25,8 @@ from lazyfs.sources import httprange
 from lazyfs.sources.credentials import Credentials
 from lazyfs.sources.failures import reason, untrusted
 from lazyfs.sources.fastpath import FastOrigin
+from lazyfs.sources.learned import AnswerLimit
+from lazyfs.sources.proxies import proxy_of
 from lazyfs.sources.slots import Host
 from lazyfs.sources.stall import StallTimer
 from lazyfs.sources.tls import client_context
@@ -70,43 +71,48 @@ class HttpClient:
     def __init__(self, options: ServerOptions, patience: float = 0.0) -> None:
         """``patience``: seconds that a reader waits; 0: no limit."""
         self._options = options
-        self._patience = patience
+        self.patience = patience
         self._credentials = Credentials(options)
         self._renewing = trio.Lock()
         self._renewed = -math.inf  # when credentials were last reloaded
         self._tls: ssl.SSLContext | None = None
         self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}
         self._origins: dict[address.Origin, FastOrigin] = {}
+        self._limits: dict[address.Origin, AnswerLimit] = {}
         self._hosts: dict[str, Host] = {}
 
     def host(self, name: str) -> Host:
         """The host of this name, whose ``connections`` slots all its images share."""
         if name not in self._hosts:
-            self._hosts[name] = Host(name, self._options.connections, self._patience)
+            options = self._options
+            self._hosts[name] = Host(name, options.connections, self.patience, options.stall)
         return self._hosts[name]
 
     async def ask_by_fallback(self, url: str, fields: Fields) -> "FallbackAnswer":
         """Send a GET through httpx. Raises a SourceError."""
-        patience = self._options.stall
-        timeouts = {"connect": patience, "read": patience, "write": patience, "pool": None}
-        host, proxy = address.origin(url).host, self._proxy(url)
-        try:
-            request = httpx.Request("GET", url, headers=fields, extensions={"timeout": timeouts})
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise Unreachable(f"{host} cannot be the name of a host") from error
+        origin, proxy, patience = address.origin(url), self._proxy(url), self._options.stall
+        host, heads = origin.host, self.host(origin.host).heads
+        wait, asked = heads.left, trio.current_time()
+        timeouts = {"connect": patience, "read": wait, "write": patience, "pool": None}
+        request = _request(url, origin, fields, timeouts)
         transport = self._transport(proxy)
         try:
-            # Connecting and the head may take the patience each; httpx limits neither as a whole.
-            with trio.fail_after(2 * patience):
-                return FallbackAnswer(await transport.handle_async_request(request), host, patience)
+            # Connecting and the head have a limit each; httpx limits neither as a whole.
+            with trio.fail_after(patience + wait):
+                response = await transport.handle_async_request(request)
         except trio.TooSlowError as error:
+            heads.ran_out(wait)
             raise Unreachable(f"{host} never comes to its answer") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _translated(
                 error, f"the proxy {address.shown(proxy)}" if proxy else host
             ) from error
         except httpx.TransportError as error:
+            if isinstance(error, httpx.ReadTimeout):
+                heads.ran_out(wait)
             raise _translated(error, host) from error
+        heads.came(trio.current_time() - asked)
+        return FallbackAnswer(response, host, patience)
 
     def fast_origin(self, url: str) -> FastOrigin | None:
         """The fast path to the server of ``url``; None if only the fallback path can be used."""
@@ -115,8 +121,13 @@ class HttpClient:
             return None
         if origin not in self._origins:
             tls = self._tls_context() if origin.scheme == "https" else None
-            self._origins[origin] = FastOrigin(origin, tls, self._options.stall)
+            host = self.host(origin.host)
+            self._origins[origin] = FastOrigin(origin, tls, self._options.stall, host)
         return self._origins[origin]
+
+    def answer_limit(self, origin: address.Origin) -> AnswerLimit:
+        """What is known of this server's limit for an answer."""
+        return self._limits.setdefault(origin, AnswerLimit())
 
     def fields(self, url: str, home: str) -> Fields:
         """Fields for a request to ``url`` on behalf of an image whose own URL is ``home``."""
@@ -162,7 +173,7 @@ class HttpClient:
             await transport.aclose()
 
     def _proxy(self, url: str) -> str | None:
-        return self._options.proxy or _proxy_of_environment(url)
+        return self._options.proxy or proxy_of(address.origin(url), os.environ)
 
     def _transport(self, proxy: str | None) -> httpx.AsyncHTTPTransport:
         """The connection pool for a proxy, or for direct connections."""
@@ -198,6 +209,7 @@ class FallbackAnswer:
 
     def __init__(self, response: httpx.Response, host: str, patience: float) -> None:
         self.status = response.status_code
+        response.headers.encoding = "latin-1"
         self.headers: httprange.Headers = response.headers
         self._response = response
         self._host = host
@@ -213,7 +225,7 @@ class FallbackAnswer:
             with trio.fail_after(self._stall.left):
                 piece = await self._pieces.__anext__()
         except trio.TooSlowError as error:
-            raise Unreachable(self._stall.complaint(self._host)) from error
+            raise Unreachable(self._stall.verdict(self._host)) from error
         except httpx.TransportError as error:
             raise _translated(error, self._host) from error
         self._stall.received(len(piece), trio.current_time() - asked)
@@ -228,6 +240,23 @@ class FallbackAnswer:
             await self._pieces.aclose()
 
 
+def _request(
+    url: str, origin: address.Origin, fields: Fields, timeouts: dict[str, float | None]
+) -> httpx.Request:
+    """A GET as httpx wants it: it knows no zones, and must not write the Host field by itself."""
+    extensions: dict[str, Any] = {"timeout": timeouts}
+    try:
+        where = httpx.URL(url)
+        if ":" in origin.host:
+            where = where.copy_with(host=origin.host)
+            extensions["sni_hostname"] = origin.certified
+        if origin.host.isascii() and not any(name.lower() == "host" for name, _ in fields):
+            fields = [("Host", origin.field), *fields]
+        return httpx.Request("GET", where, headers=fields, extensions=extensions)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise Unreachable(f"{origin.host} cannot be the name of a host") from error
+
+
 def _translated(error: httpx.TransportError, host: str) -> LazyfsError:
     """The LazyfsError for a failed request."""
     if isinstance(error, httpx.RemoteProtocolError) and not _ENDED.search(str(error)):
@@ -240,12 +269,3 @@ def _translated(error: httpx.TransportError, host: str) -> LazyfsError:
         )
     what = next(text for kind, text in _FAILURES if isinstance(error, kind))
     return untrusted(host, error) or Unreachable(what.format(host=host, reason=reason(error)))
-
-
-def _proxy_of_environment(url: str) -> str | None:
-    """The proxy for ``url`` according to http_proxy, https_proxy, all_proxy and no_proxy."""
-    proxies = urllib.request.getproxies()
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all") or None

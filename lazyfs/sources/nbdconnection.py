@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import trio
 
+from lazyfs.core import address
 from lazyfs.core.errors import (
     AccessDenied,
     BadAnswer,
@@ -56,8 +57,8 @@ class Endpoint:
         parts = urlsplit(url)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         socket = query.pop("socket", None)
-        host = parts.hostname or "localhost"
-        certified = query.pop("tls-hostname", host)
+        host = address.host(parts) or "localhost"
+        certified = query.pop("tls-hostname", host.partition("%")[0])
         if query:
             raise UsageError(f"an NBD URL has no parameter {min(query)!r}", _USAGE)
         if parts.scheme.endswith("+unix") != (socket is not None):
@@ -149,7 +150,7 @@ class Connection:
             with trio.fail_after(self._stall.left):
                 received = await take_step(self._wire, self._step)
         except trio.TooSlowError:
-            self._break(Unreachable, self._stall.complaint(str(self._endpoint)))
+            self._break(Unreachable, self._stall.verdict(str(self._endpoint)))
             return
         except (EndOfStream, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._break(Unreachable, _broken_off(self._endpoint, error))

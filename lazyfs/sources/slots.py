@@ -10,8 +10,10 @@ from collections import deque
 import trio
 
 from lazyfs.core.device import Priority
+from lazyfs.core.options import ServerOptions
 from lazyfs.sources.health import Health
 from lazyfs.sources.link import LinkEstimate
+from lazyfs.sources.stall import HeadPatience
 
 
 class HostSlot:
@@ -78,14 +80,23 @@ class HostLimiter:
 
 
 class Host:
-    """The state of one host, shared by all images on it: slots, link estimate and health."""
+    """The state of one host, shared by all images on it.
 
-    def __init__(self, name: str, connections: int, patience: float) -> None:
-        """``connections``: slots. ``patience``: seconds that a reader waits; 0: no limit."""
+    That is its slots, link estimate and health, and the patience with its answers.
+    """
+
+    def __init__(
+        self, name: str, connections: int, patience: float, stall: float = ServerOptions.stall
+    ) -> None:
+        """``connections``: slots. ``patience``: seconds that a reader waits; 0: no limit.
+
+        ``stall``: seconds to wait for a silent server at first.
+        """
         self.name = name
         self.limiter = HostLimiter(connections)
         self.link = LinkEstimate()
         self.health = Health(name, patience)
+        self.heads = HeadPatience(stall, patience)
 
     async def slot(self, priority: Priority) -> HostSlot:
         """Wait for the end of the host's back-off and for a slot."""

@@ -86,9 +86,10 @@ HOSTILE: dict[str, tuple[Fault, str] | tuple[Fault, str, str]] = {
         moved("http://\xb6/"), "cannot be the name of a host"),
     "another start": (WrongRange(1), "another range than", "asked for bytes 1048576 to"),
     "another end": (
-        field("Content-Range", f"bytes 0-1/{len(CONTENT)}"), "another range", "sent 0 to 1"),
+        field("Content-Range", f"bytes 0-1/{len(CONTENT)}"), "for a range of 2", "sent 0 to 1"),
     "another total": (field("Content-Range", "bytes 0-0/0"), SENSELESS),
-    "no total": (WrongTotal("*"), "does not say which part of how much"),
+    "no total": (
+        field("Content-Range", "bytes 0-0/*"), "does not say which part of how", "sent 0 to 0"),
     "a negative total": (WrongTotal(-5), SENSELESS),
     "a total of 2^62": (WrongTotal(1 << 62), TOO_LARGE),
     "a total of 2^63": (WrongTotal(1 << 63), TOO_LARGE),

@@ -175,10 +175,83 @@ def test_bare(url: str, bare: str) -> None:
         ("HTTPS://host:8443/a", ("https", "host", 8443)),
         ("http://user:pw@host:443/a", ("http", "host", 443)),
         ("http://[::1]:81/", ("http", "::1", 81)),
+        ("http://[FE80::1%25Eth0]/", ("http", "fe80::1%Eth0", 80)),
+        ("http://[fe80::1%eth0]/", ("http", "fe80::1%eth0", 80)),
+        ("http://[fe80::1%253]/", ("http", "fe80::1%3", 80)),
+        ("http://[fe80::1%25]/", ("http", "fe80::1%25", 80)),
     ],
 )
 def test_origin(url: str, origin: tuple[str, str, int]) -> None:
     assert address.origin(url) == address.Origin(*origin)
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "certified"),
+    [
+        ("http://Host/a", "host", "host"),
+        ("http://host:80/a", "host", "host"),
+        ("http://host:/a", "host", "host"),
+        ("https://host:443/a", "host", "host"),
+        ("https://u:p@host:443/a", "host", "host"),
+        ("http://host:443/a", "host:443", "host"),
+        ("https://host:80/a", "host:80", "host"),
+        ("https://host.:8443/a", "host.:8443", "host."),
+        ("http://127.0.0.1:080/a", "127.0.0.1", "127.0.0.1"),
+        ("http://[::1]/a", "[::1]", "::1"),
+        ("http://[::1]:80/a", "[::1]", "::1"),
+        ("http://[::1]:81/a", "[::1]:81", "::1"),
+        ("http://[fe80::1%25eth0]/a", "[fe80::1]", "fe80::1"),
+        ("https://[fe80::1%eth0]:8443/a", "[fe80::1]:8443", "fe80::1"),
+    ],
+)
+def test_host_as_others_know_it(url: str, field: str, certified: str) -> None:
+    """Signatures are made of the Host field: it is what all clients send."""
+    origin = address.origin(url)
+    assert (origin.field, origin.certified) == (field, certified)
+
+
+@pytest.mark.parametrize(
+    "zone", ["%", "%25%00", "%25%2F", "%25a b", "%25\u00e9", "%25a/b", "%25]x"]
+)
+def test_zone_that_no_interface_has_is_refused(zone: str) -> None:
+    with pytest.raises(UsageError):
+        address.parse(f"http://[fe80::1{zone}]/")
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    ("sent", "escaped"),
+    [
+        ("https://other/b.iso?x=%2F#f", "https://other/b.iso?x=%2F#f"),
+        ("https://other/a b.iso?c d", "https://other/a%20b.iso?c%20d"),
+        ("//other/a b", "//other/a%20b"),
+        ("a b", "a%20b"),
+        ("?a b", "?a%20b"),
+        ("/\u00e9", "/%C3%A9"),
+        ("https://b\u00fccher.test/\u20ac", "https://b\u00fccher.test/%E2%82%AC"),
+        ("https://b\u00fccher.test", "https://b\u00fccher.test"),
+        ('/"<>\\^`{|}', "/%22%3C%3E%5C%5E%60%7B%7C%7D"),
+        ("/a//b c", "/a//b%20c"),
+        ("", ""),
+    ],
+)
+def test_escaping_a_reference(sent: str, escaped: str) -> None:
+    assert address.escaped(sent.encode()) == escaped
+    assert address.escaped(escaped.encode()) == escaped
+
+
+def test_escaping_keeps_bytes_that_are_no_utf8() -> None:
+    assert address.escaped(b"/caf\xe9.iso") == "/caf%E9.iso"
+
+
+@given(st.binary(max_size=30))
+def test_escaping_leaves_nothing_behind_the_host_to_escape(reference: bytes) -> None:
+    escaped = address.escaped(b"/" + reference.lstrip(b"/"))
+    assert escaped.isascii()
+    assert escaped.isprintable()
+    assert " " not in escaped
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""HTTP servers on loopback: the real ones as they are installed, and one that answers by script."""
+"""HTTP servers on loopback: installed real ones, and a scripted one."""
 
 import contextlib
 import errno
@@ -36,19 +36,19 @@ _APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
 
 class RealServer:
-    """A server program that serves ``root`` from a port of its own; ``with`` starts and ends it.
+    """A server program that serves ``root`` on its own port; ``with`` starts and ends it.
 
-    It keeps its port from a ``stop`` to the next ``start``.
+    It keeps its port between ``stop`` and ``start``.
     """
 
-    program = ""  # what is looked up on PATH
-    package = ""  # of Debian, where it is in
+    program = ""  # looked up on PATH
+    package = ""  # its Debian package
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.port = free_port()
         self._home = Path(tempfile.mkdtemp(prefix="lazyfs-server-"))
-        self._home.chmod(0o755)  # a server that gives up root must get in
+        self._home.chmod(0o755)  # accessible to a server that drops root privileges
         self.access_log = self._home / "access.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -94,7 +94,7 @@ class RealServer:
         self._process = None
 
     def body_bytes(self) -> int:
-        """Bytes of bodies sent since the start, by the access log."""
+        """Body bytes sent since the start, by the access log."""
         return sum(int(line.split(" ")[0]) for line in self._log_lines())
 
     def request_count(self) -> int:
@@ -122,7 +122,7 @@ class RealServer:
 
 
 class Nginx(RealServer):
-    """nginx. ``rate``: bytes a second for each answer, 0 for no limit; counts from ``start`` on."""
+    """nginx. ``rate``: bytes per second per answer, 0 for no limit; applied by ``start``."""
 
     rate = 0
 
@@ -216,15 +216,15 @@ class WithoutRanges(RealServer):
 
 
 def find_program(name: str) -> str:
-    """Its path, also where only root usually looks; empty when it is not installed."""
+    """The path of a program, also in root's usual PATH; empty if it is not installed."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
 
 
 def free_port() -> int:
-    """A port that nobody uses, and that stays free while a server is away.
+    """A free port, which stays free while its server is stopped.
 
-    It is below those that the kernel gives to outgoing connections (ip_local_port_range in ip(7)):
-    a client that tries such a port again and again may be given it, and connect to itself.
+    It is below the kernel's range for outgoing connections (ip_local_port_range in ip(7)): a client
+    that retries a port in that range may be assigned it, and connect to itself.
     """
     for port in random.SystemRandom().sample(range(20000, 32000), 100):
         with socket.socket() as probe:
@@ -234,7 +234,7 @@ def free_port() -> int:
 
 
 class Certificates:
-    """A certificate for 127.0.0.1 that nobody has signed."""
+    """A self-signed certificate for 127.0.0.1."""
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "certificate.pem"
@@ -252,36 +252,41 @@ class Certificates:
         return context
 
 
-# The server that answers by script
+# The scripted server
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked. Header names are in lower case."""
+    """A client's request. Header names are in lower case."""
 
     path: str
     headers: dict[str, str]
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """First and last byte asked for; None without a Range."""
+        """The first and last byte requested; None without a Range."""
         value = self.headers.get("range", "")
-        if not value.startswith("bytes="):
+        if not value.startswith("bytes=") or self.asks_for_the_end:
             return None
         first, _, last = value[6:].partition("-")
         return int(first), int(last)
 
     @property
+    def asks_for_the_end(self) -> bool:
+        """Whether it asks for the last byte, wherever that is."""
+        return self.headers.get("range") == "bytes=-1"
+
+    @property
     def opens(self) -> bool:
-        """Whether this may be the request that opens an image: a known one, or a new one."""
+        """Whether this may be the request that opens an image, cached or new."""
         return self.span in ((0, 0), (0, FIRST_BYTES - 1))
 
 
 @dataclass
 class Answer:
-    """What the server says. ``hang_up``: close the connection after the body.
+    """The server's answer. ``hang_up``: close the connection after the body.
 
-    A header field with an empty value is not sent: so Content-Length can be left out.
+    A header field with an empty value is not sent, so that Content-Length can be left out.
     """
 
     status: int
@@ -290,7 +295,7 @@ class Answer:
     hang_up: bool = False
 
     def head(self) -> bytes:
-        """Status line and header, as they go on the wire."""
+        """The status line and the header, as sent."""
         counted = {"Content-Length": str(len(self.body))} | self.headers
         fields = [f"{name}: {value}" for name, value in counted.items() if value]
         lines = [f"HTTP/1.1 {self.status} {responses.get(self.status, '')}", *fields, "", ""]
@@ -299,7 +304,7 @@ class Answer:
 
 @dataclass
 class Served:
-    """One file of the server; the fields may change while it runs."""
+    """A file on the server; the fields may change while it runs."""
 
     content: bytes
     etag: str | None = '"v1"'
@@ -311,7 +316,7 @@ class Served:
 
 
 class Wire:
-    """A connection, as who answers on it sees it."""
+    """A connection, from the server's side."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -320,14 +325,14 @@ class Wire:
         self._connection.sendall(raw)
 
     def reset(self) -> None:
-        """Break the connection as a crashed machine does, with a RST."""
+        """Break the connection like a crashed machine, with a RST."""
         at_once = struct.pack("ii", 1, 0)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self._connection.close()
         raise ConnectionAbortedError
 
     def wait(self, seconds: float | None) -> None:
-        """Say nothing for so long, or (None) for good.
+        """Be silent for this many seconds, or (None) for ever.
 
         Raises ConnectionAbortedError as soon as either side has ended the connection.
         """
@@ -341,19 +346,19 @@ Behaviour = Callable[[Request], Answer | None]
 
 
 class Scripted:
-    """A server that records each request, and answers as ``behaviour`` says.
+    """A server that records each request, and answers according to ``behaviour``.
 
-    Where that returns None, and at first, the answer is the right one. A behaviour runs in a thread
-    for its connection, so it may wait.
+    If that returns None, as by default, the answer is the right one. A behaviour runs in the thread
+    of its connection, so it may block.
     """
 
-    # Whether ``stop`` waits for the threads of connections: they must not wait for anything else.
+    # Whether ``stop`` waits for the threads of connections, which must then block on nothing else.
     threads_end_with_connections = False
 
     def __init__(self, **files: bytes) -> None:
-        """``files``: content by name; more can be put into ``files`` later, by path.
+        """``files``: content by name; more can be added to ``self.files`` later, by path.
 
-        With ``tls`` set before ``start``, it speaks https.
+        If ``tls`` is set before ``start``, it serves HTTPS.
         """
         self.tls: ssl.SSLContext | None = None
         self.files = {f"/{name}": Served(content) for name, content in files.items()}
@@ -382,9 +387,9 @@ class Scripted:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}/{name}"
 
     def start(self) -> None:
-        """Listen; on the same port as before, after a ``stop``.
+        """Listen; after a ``stop``, on the same port.
 
-        A client that is just calling it there may have been given that very port for its own end.
+        Retried, since a connecting client may have been assigned that very port for its own end.
         """
         made: list[_Listener] = []
 
@@ -399,7 +404,7 @@ class Scripted:
         self._thread.start()
 
     def stop(self) -> None:
-        """Go away as a crashed server does: all connections break."""
+        """Stop like a crashed server: all connections break."""
         if self._listener is None or self._thread is None:
             return
         self._listener.shutdown()
@@ -409,18 +414,20 @@ class Scripted:
         self._listener = None
 
     def converse(self, request: Request, wire: Wire) -> bool:
-        """Answer one request; returns whether the connection goes on."""
+        """Answer one request; returns whether to keep the connection."""
         self.requests.append(request)
         answer = self.behaviour(request) or self.right_answer(request)
         wire.send(answer.head() + answer.body)
         return not answer.hang_up
 
     def right_answer(self, request: Request) -> Answer:
-        """What a good server says."""
+        """The answer of a correct server."""
         served = self.files.get(request.path)
         if served is None:
             return Answer(404)
         size = len(served.content)
+        if request.asks_for_the_end:
+            request = Request(request.path, {"range": f"bytes={size - 1}-{size - 1}"})
         if request.span is None:
             return Answer(200, served.validators(), served.content)
         first, last = request.span
@@ -447,7 +454,7 @@ class _Listener(socketserver.ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
         if self.script.tls is not None:
-            # The handshake is made by the thread of the connection, as it reads.
+            # The thread of the connection makes the handshake, on its first read.
             request = self.script.tls.wrap_socket(
                 request, server_side=True, do_handshake_on_connect=False
             )
@@ -465,7 +472,7 @@ class _Listener(socketserver.ThreadingTCPServer):
         for connection in list(self._connections):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has ended by itself
+            except OSError:  # already closed
                 continue
 
     def handle_error(self, request: object, client_address: object) -> None:

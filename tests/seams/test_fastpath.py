@@ -110,7 +110,7 @@ async def failure(source: HttpSource, kind: type[LazyfsError]) -> str:
         await read(source)
     assert type(caught.value) is kind
     said = str(caught.value)
-    assert source._name in said
+    assert source.name in said
     return said
 
 
@@ -543,7 +543,7 @@ async def test_a_server_that_falls_silent(site: Site, patient_clock: MockClock, 
         started = trio.current_time()
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1 fell silent") as caught:
             await read(source)
-        assert source._name in str(caught.value)
+        assert source.name in str(caught.value)
         assert STALL <= trio.current_time() - started < STALL + 2
         site.script = lambda _: None
         await check(source)
@@ -653,7 +653,7 @@ async def test_a_silent_server_on_the_careful_way(site: Site, patient_clock: Moc
         site.script = always(Reply(chunked(CONTENT, 0, 999)[:-100], wait=trio.Event()))
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1 fell silent") as caught:
             await read(source)
-        assert source._name in str(caught.value)
+        assert source.name in str(caught.value)
 
 
 # No connection
@@ -1075,7 +1075,7 @@ async def test_from_http_up_to_https(
     assert len(site.requests) == asked
 
 
-@pytest.mark.parametrize("status", [403, 404, 410])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
 async def test_an_expired_target_is_resolved_again(site: Site, status: int) -> None:
     valid = 0
 
@@ -1097,7 +1097,10 @@ async def test_an_expired_target_is_resolved_again(site: Site, status: int) -> N
     assert site.requests[-1].target == f"/signed?n={valid}"
 
 
-@pytest.mark.parametrize(("status", "kind"), [(403, AccessDenied), (404, NotFound)])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, BadAnswer), (401, AccessDenied), (403, AccessDenied), (404, NotFound), (451, BadAnswer)],
+)
 async def test_a_target_that_has_gone_for_good(
     site: Site, status: int, kind: type[LazyfsError]
 ) -> None:
@@ -1152,7 +1155,7 @@ def to(mirror: Site) -> Callable[[Request], Reply]:
     return always(Reply(response(302, f"Location: {mirror.url('/there')}")))
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
+@pytest.mark.parametrize("status", [500, 501, 503, 507, 509, 520, 530])
 @pytest.mark.parametrize("shape", [part, chunked], ids=["direct", "careful"])
 async def test_a_mirror_that_answers_with_an_error_is_left_for_another(
     site: Site, status: int, shape: Callable[..., bytes]

@@ -338,6 +338,7 @@ async def test_a_server_that_sends_nonsense_is_not_asked_again_on_that_connectio
         ("nbd://host", Endpoint("host", 10809, None, "", False, "host")),
         ("nbd://host//disk%20a", Endpoint("host", 10809, None, "/disk a", False, "host")),
         ("nbds://[::1]:99/", Endpoint("::1", 99, None, "", True, "::1")),
+        ("nbds://[fe80::1%25e0]/", Endpoint("fe80::1%e0", 10809, None, "", True, "fe80::1")),
         (
             "nbd+unix:///d?socket=/a%20b",
             Endpoint("localhost", 10809, "/a b", "d", False, "localhost"),
