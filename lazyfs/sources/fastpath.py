@@ -1,7 +1,7 @@
 """The fast path: keep-alive connections to one origin, with minimal code between socket and answer.
 
 It serves range requests to an image's known server, without a proxy. Answers that the codec
-(``http1.py``) does not interpret are left to the fallback path (``httpclient.py``).
+(``http1.py``) does not interpret are left to the fallback path (``fallback.py``).
 
 Several requests can be sent at once (RFC 9112 section 9.3.2, pipelining): their answers follow one
 another, for one round trip. The caller takes them in order, each to its end. Whether a server does

@@ -4,7 +4,7 @@
 when the target expires (signed links do) or fails (mirrors do). The target is replaced only when
 another one has answered well: either may recover first.
 
-There are two paths for a request. The fallback path, through httpx (``httpclient.py``), supports
+There are two paths for a request. The fallback path, through httpx (``fallback.py``), supports
 proxies and every form of answer; it follows redirects. The fast path (``fastpath.py``) takes a
 fifth of its CPU time; it is tried first, unless there is a proxy, and leaves answers that it cannot
 interpret to the fallback path. The answers of both are judged by the same rules (``httprange.py``).
@@ -35,7 +35,8 @@ from lazyfs.core.errors import (
 from lazyfs.core.ranges import clamp
 from lazyfs.sources import http1, httprange
 from lazyfs.sources.fastpath import Connection, FastAnswer, FastOrigin
-from lazyfs.sources.httpclient import Answer, Fields, HttpClient
+from lazyfs.sources.http1 import Fields
+from lazyfs.sources.httpclient import Answer, HttpClient
 from lazyfs.sources.learned import SMALLEST_ANSWER, AnswerLimit
 from lazyfs.sources.link import LinkEstimate
 from lazyfs.sources.slots import Host, HostSlot

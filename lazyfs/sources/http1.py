@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from lazyfs.core.errors import BadAnswer
 
+Fields = list[tuple[str, str]]  # header fields: names and values
+
 MAX_HEAD = 64 * 1024  # bytes; the limits of servers are much lower
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n\0]*)?")

@@ -1,8 +1,11 @@
 """Daemons as a client sees them: found, and looked at before they are believed."""
 
+import contextlib
 import json
+import math
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from lazyfs.cli.main import main
 from lazyfs.core.errors import ControlError
 from lazyfs.daemon import client
 from lazyfs.daemon.client import Daemon, daemon_at, running
-from lazyfs.protocols.control import LONGEST
+from lazyfs.protocols.control import LONGEST, answering, refusing
 
 IMAGE = {
     **dict.fromkeys(("name", "url", "trouble"), "x"),
@@ -43,8 +47,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def daemon(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Something that listens where a daemon might."""
+def daemon(
+    path: Path,
+    answer: Callable[[socket.socket], None],
+    by_line: Callable[[dict[str, Any]], Any] | None = None,
+) -> Iterator[None]:
+    """Something that listens where a daemon might.
+
+    ``answer`` answers at once, whatever is asked; ``by_line`` what is asked.
+    """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen()
@@ -56,8 +67,10 @@ def daemon(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None
                 except OSError:
                     return
                 with connection:
-                    connection.recv(1000)
+                    line = connection.recv(1000)
                     answer(connection)
+                    if by_line is not None and line:
+                        connection.sendall(answering(by_line(json.loads(line))))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -118,6 +131,195 @@ def test_what_makes_no_sense_is_not_believed(
     expected_log("makes no sense")
     with daemon(place / "5.sock", saying(lie)):
         assert running() == []
+
+
+LIES_ABOUT_READS = [3, {}, {"ago": 1, "offset": 0, "length": "x", "seconds": 1}]
+
+
+@pytest.mark.parametrize("lie", LIES_ABOUT_READS, ids=str)
+def test_slow_reads_that_make_no_sense_are_not_believed(
+    place: Path, lie: Any, expected_log: Callable[..., None]
+) -> None:
+    expected_log("makes no sense")
+    with daemon(place / "5.sock", saying({**STATUS, "images": [{**IMAGE, "slowest": [lie]}]})):
+        assert running() == []
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e300, 1 << 64, -(1 << 64)])
+@pytest.mark.parametrize("name", ["size", "flow", "seconds_left"])
+def test_numbers_that_cannot_be_computed_with_are_not_believed(
+    place: Path, name: str, number: float, expected_log: Callable[..., None]
+) -> None:
+    expected_log("no line of JSON")
+    with daemon(place / "5.sock", saying({**STATUS, "images": [{**IMAGE, name: number}]})):
+        assert running() == []
+
+
+ANSWERS: dict[str, list[Any]] = {
+    "map": [
+        {},
+        {"images": []},
+        {"images": [{}]},
+        {"images": [{"cells": [3]}]},
+        {"images": [{"cells": [[0, 0]]}]},
+        {"images": [{"cells": [[0, 0, "1"]]}]},
+        {"images": [{"cells": [[0, 0, 2]]}]},
+        {"images": [{"cells": [[0, 0, -1]]}]},
+        {"images": [{"cells": []}, {"cells": []}]},
+    ],
+    "log": [{}, {"lines": 3}, {"lines": [3]}],
+    "handover": [{}, {"devices": [{}]}, {"devices": [{"device": "/dev/loop0", "stays": 3}]}],
+    "preload": [{}, {"bytes": "x"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [(command, answer) for command, answers in ANSWERS.items() for answer in answers],
+)
+def test_answers_to_other_commands_are_looked_at_too(
+    place: Path, command: str, answer: Any
+) -> None:
+    known = Daemon(place / "5.sock", STATUS)
+    with (
+        daemon(place / "5.sock", saying(answer)),
+        pytest.raises(ControlError, match="makes no sense"),
+    ):
+        known.cells("x", 3) if command == "map" else known.ask(command)
+
+
+NASTY = "\x1b]0;owned\x07\x1b[31m\udcff\ud800\r\n"
+
+
+@pytest.fixture
+def nasty(place: Path) -> Iterator[None]:
+    """A daemon whose words are not for a terminal."""
+    image = {**IMAGE, "name": NASTY, "url": NASTY, "trouble": NASTY}
+    view = {"chain": NASTY, "size": 1, "cached": 1}
+    image |= {"view": view, "size": 2}
+    status = {**STATUS, "where": NASTY, "front_end": NASTY, "images": [image]}
+
+    def answer(line: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "status": status,
+            "map": {"images": [{"name": NASTY, "size": 1, "cells": [[1, 0, 0]]}]},
+            "log": {"lines": [NASTY]},
+            "handover": {"devices": [{"device": NASTY, "stays": NASTY}]},
+            "preload": {"bytes": 1},
+            "fill": {},
+        }[line["do"]]
+
+    with daemon(place / "5.sock", lambda connection: None, answer):
+        yield
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "/mnt/a"],
+        ["status", "--json"],
+        ["metrics"],
+        ["map", "/mnt/a"],
+        ["top", "/mnt/a"],
+        ["handover", "/mnt/a"],
+        ["preload", "/mnt/a", "*"],
+        ["fill", "--wait", "/mnt/a"],
+        ["__complete", "status", ""],
+    ],
+)
+@pytest.mark.usefixtures("nasty")
+def test_what_daemons_say_is_printed_without_escape_sequences(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(words)
+    said = "".join(capfd.readouterr())
+    assert said
+    for character in "\x1b\x07\r\udcff\ud800":
+        assert character not in said
+
+
+def test_a_refusal_is_printed_without_escape_sequences(
+    place: Path, expected_log: Callable[..., None]
+) -> None:
+    expected_log(r"WARNING: \?\]0;owned\?\?\[31m")
+    line = refusing(NASTY, NASTY)
+    with daemon(place / "5.sock", lambda connection: connection.sendall(line)):
+        assert main(["status"]) == 1
+
+
+def test_many_that_drip_are_not_waited_for_one_after_the_other(
+    place: Path, expected_log: Callable[..., None]
+) -> None:
+    expected_log("cannot be asked")
+    began = time.monotonic()
+    with contextlib.ExitStack() as listening:
+        for number in range(100, 140):
+            silent = listening.enter_context(socket.socket(socket.AF_UNIX))
+            silent.bind(os.fspath(place / f"{number}.sock"))
+            silent.listen()
+        with daemon(place / "5.sock", saying(STATUS)):
+            assert [found.where for found in running()] == ["/mnt/a"]
+    assert time.monotonic() - began < 2
+
+
+# Places where others may have been
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720])
+def test_sockets_in_a_directory_of_others_are_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    monkeypatch.setattr(client, "_own_directory", lambda: tmp_path)
+    tmp_path.chmod(mode)
+    with daemon(tmp_path / "5.sock", saying(STATUS)):
+        for ask in (running, lambda: daemon_at("/mnt/a")):
+            with pytest.raises(ControlError) as caught:
+                ask()
+            assert caught.value.message == f"{tmp_path} is open to others"
+            assert caught.value.cure == (
+                "remove it, or set XDG_RUNTIME_DIR to a directory of your own"
+            )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
+def test_a_socket_of_another_user_is_not_asked(
+    place: Path, expected_log: Callable[..., None]
+) -> None:
+    """As when it is a link out of a user's directory."""
+    expected_log(r"cannot be asked: another user is there \(uid 0\)")
+    asked: list[dict[str, Any]] = []
+    os.chown(place, 54321, 54321)
+    with daemon(place / "5.sock", lambda connection: None, lambda line: asked.append(line) or {}):
+        assert running() == []
+        with pytest.raises(ControlError, match="another user is there"):
+            client.ask(place / "5.sock", "stop")
+    assert asked == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees the daemons of others")
+def test_root_looks_into_directories_of_users_that_are_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_USERS", tmp_path / "user")
+    monkeypatch.setattr(client, "_RUN", tmp_path / "run")
+    for user in (54321, 54322, 54323):
+        place = tmp_path / f"user/{user}"
+        place.mkdir(parents=True)
+        os.chown(place, user, user)
+    good = tmp_path / "user/54321/lazyfs"
+    good.mkdir()
+    os.chown(good, 54321, 54321)
+    (tmp_path / "user/54322/lazyfs").symlink_to(good)
+    (tmp_path / "user/54323/lazyfs").mkdir()
+    assert good in client._directories()
+    assert {place.parent.name for place in client._directories()} & {"54322", "54323"} == set()
+
+
+def test_a_relative_runtime_directory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    assert client.own_socket().parent == Path(tempfile.gettempdir(), "lazyfs-54321")
 
 
 def test_who_drips_is_not_waited_for_long(place: Path, expected_log: Callable[..., None]) -> None:

@@ -37,9 +37,10 @@ from lazyfs.core.errors import (
 )
 from lazyfs.core.options import ServerOptions
 from lazyfs.sources import fastpath, http1, httprange
+from lazyfs.sources.fallback import _translated, httpx
 from lazyfs.sources.fastpath import FastOrigin
 from lazyfs.sources.http import HttpSource
-from lazyfs.sources.httpclient import HttpClient, _translated, httpx
+from lazyfs.sources.httpclient import HttpClient
 
 CONTENT = noise(1 << 20)
 PINNED = Identity(len(CONTENT), '"v1"')
