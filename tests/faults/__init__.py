@@ -1,1 +1,1 @@
-"""Failures on purpose: servers, networks and disks at their worst."""
+"""Fault injection: failing servers, networks and disks."""

@@ -1,4 +1,4 @@
-"""What the campaigns share: their length, and the figures that stand at the end of a run."""
+"""Fixtures of the campaigns: their length, and their figures, printed at the end of a run."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ _REPORT = pytest.StashKey[dict[str, Figures]]()
 
 @pytest.fixture(scope="module")
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """The figures of a module's campaign; pytest prints them when all is over."""
+    """The figures of a module's campaign; pytest prints them at the end."""
     report = request.config.stash.setdefault(_REPORT, {})
     name = request.path.stem.removeprefix("test_")
     return report.setdefault(name, Figures())
@@ -32,7 +32,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def long() -> bool:
-    """Whether there is time for the long form of a campaign."""
+    """Whether to run the long form of a campaign."""
     return os.environ.get("LAZYFS_CAMPAIGN") == "long"
 
 

@@ -1,4 +1,4 @@
-"""Reading a mounted image past the kernel's cache: each read is one question to the daemon."""
+"""Reading a mounted image past the page cache: each read is one request to the daemon."""
 
 import contextlib
 import mmap
@@ -10,11 +10,11 @@ from typing import Self
 
 from .figures import Figures
 
-LONGEST = 128 << 10  # bytes that the kernel asks for in one question on any mount
+LONGEST = 128 << 10  # bytes that the kernel reads in one request on any mount
 
 
 class Original:
-    """The image as it is; any number of threads may look at it."""
+    """The original image. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
@@ -26,14 +26,14 @@ class Original:
 
 
 class DirectReader:
-    """One reader of a mounted image, who compares and counts; ``with`` opens and closes it."""
+    """One reader of a mounted image, with comparison and counts; ``with`` opens and closes it."""
 
     def __init__(self, mounted: Path, original: Original, figures: Figures) -> None:
         self._mounted = mounted
         self._original = original
         self._figures = figures
         self._buffer = mmap.mmap(-1, LONGEST)
-        self.longest = 0.0  # seconds that a read took, well or ill
+        self.longest = 0.0  # seconds that a read took, successful or not
 
     def __enter__(self) -> Self:
         self._fd = os.open(self._mounted, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -45,11 +45,11 @@ class DirectReader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # the daemon may be dead, which close(2) says too
+        with contextlib.suppress(OSError):  # close(2) fails if the daemon is dead
             os.close(self._fd)
 
     def read(self, offset: int, length: int) -> bool:
-        """Whether there were data, and the right ones. Raises OSError."""
+        """Read; returns whether the data was right. Raises OSError."""
         assert length <= LONGEST
         began = time.monotonic()
         try:

@@ -5,20 +5,20 @@ from collections import Counter
 
 
 class Figures:
-    """What one campaign has done and found, in numbers by name; any thread may add to them."""
+    """The figures of a campaign, by name. Thread-safe."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, float] = Counter()
         self._lock = threading.Lock()
 
     def add(self, **numbers: float) -> None:
-        """Add to numbers; names are keywords, ``_`` stands for a blank."""
+        """Add to figures, by keyword; ``_`` in a name stands for a space."""
         with self._lock:
             for name, number in numbers.items():
                 self._numbers[name] += number
 
     def most(self, **numbers: float) -> None:
-        """Keep the greatest value of each."""
+        """Keep the maximum of each figure."""
         with self._lock:
             for name, number in numbers.items():
                 self._numbers[name] = max(self._numbers[name], number)

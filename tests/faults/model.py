@@ -1,4 +1,4 @@
-"""What campaigns use in common: a whole stack in this process, and what reads of it must give."""
+"""Shared by the campaigns: a whole stack in this process, and readers that check its bytes."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ NAME = "image.raw"
 def stack_options(
     url: str, cache: CacheOptions, timeout: float, connections: int = 4
 ) -> MountOptions:
-    """``timeout``: seconds; a server that is silent for half of them is asked anew."""
+    """``timeout``: seconds; a request is repeated after half of them without a byte."""
     return MountOptions(
         images=(ImageOptions(url, NAME, ServerOptions(connections, stall=timeout / 2)),),
         mountpoint=Path("/nonexistent"),
@@ -41,7 +41,7 @@ def stack_options(
 
 @asynccontextmanager
 async def running_stack(options: MountOptions) -> AsyncIterator[Device]:
-    """The image of a whole stack, as a mount would have it."""
+    """The image of a whole stack, like a mount's."""
     async with open_stack(options) as stack, trio.open_nursery() as nursery:
         nursery.start_soon(stack.run)
         yield stack.images[0].device
@@ -49,23 +49,23 @@ async def running_stack(options: MountOptions) -> AsyncIterator[Device]:
 
 
 class WrongBytes(AssertionError):
-    """What was read is not what any reader should see."""
+    """A read returned wrong bytes."""
 
 
 class Reader:
-    """Reads a Device and compares; everything is counted."""
+    """Reads a Device, and compares and counts."""
 
     def __init__(
         self, device: Device, content: bytes, figures: Figures, limit: float = float("inf")
     ) -> None:
-        """``limit``: seconds after which a read must have ended, one way or the other."""
+        """``limit``: seconds within which a read must end, with data or an error."""
         self._device = device
         self._content = content
         self._figures = figures
         self._limit = limit
 
     async def read(self, offset: int, length: int) -> bool:
-        """Whether the read gave data, which were right. Raises WrongBytes or AssertionError."""
+        """Read; returns whether there was data. Raises WrongBytes, or AssertionError if late."""
         began = trio.current_time()
         found = None
         try:
@@ -83,7 +83,7 @@ class Reader:
         return found is not None
 
     async def read_together(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Read all these ranges (offset, length) at once; returns those that gave data."""
+        """Read all these ranges (offset, length) concurrently; returns those with data."""
         good = []
 
         async def read_one(offset: int, length: int) -> None:
@@ -97,7 +97,7 @@ class Reader:
 
 
 def differing(one: bytes, other: bytes) -> int:
-    """How many bytes are not alike."""
+    """The number of differing bytes."""
     unlike = sum(a != b for a, b in zip(one, other, strict=False))
     return unlike + abs(len(one) - len(other))
 
@@ -124,10 +124,10 @@ class LocalFile:
             raise CacheError(f"{self._path} cannot be read: {error.strerror}") from error
 
     async def ensure(self, offset: int, length: int, priority: Priority) -> None:
-        """All of it is here."""
+        """Nothing to do: the file is local."""
 
     async def wait_complete(self) -> None:
-        """All of it is here."""
+        """Nothing to do: the file is local."""
 
     def statistics(self) -> Statistics:
         return Statistics(size=self.identity.size, cached=self.identity.size)

@@ -1,8 +1,8 @@
-"""A real HTTP server that fails on purpose.
+"""A real HTTP server with fault injection.
 
-``FaultServer`` answers rightly until its script names a ``Fault`` for a request. Each fault is a
-value that knows how to spoil the right answer. Whatever it does, it ends as soon as the client
-goes or the server stops; ``stop`` leaves no thread behind.
+``FaultServer`` answers correctly unless its script returns a ``Fault`` for a request. A fault is a
+value that corrupts the right answer. It always ends as soon as the client disconnects or the server
+stops; ``stop`` leaves no thread behind.
 """
 
 import threading
@@ -14,13 +14,13 @@ from typing import Literal
 
 from real.servers import MTIME, Answer, Request, Scripted, Served, Wire
 
-_MOST = 256 << 20  # bytes of an endless answer: what no client should have the patience to take
-_ONWARD = count(1)  # makes each URL of an endless redirect another one
+_MOST = 256 << 20  # bytes of an endless answer, more than any client should accept
+_ONWARD = count(1)  # makes each URL of an endless redirect unique
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request, and what is needed to answer it wrongly."""
+    """One request, and the means to answer it."""
 
     request: Request
     wire: Wire
@@ -35,16 +35,16 @@ class Case:
 
 
 class Fault:
-    """One way to fail."""
+    """A fault."""
 
     def answer(self, case: Case) -> bool:
-        """Answer so; returns whether the connection goes on."""
+        """Answer with this fault; returns whether to keep the connection."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Status(Fault):
-    """Another answer; well-formed, and the connection goes on."""
+    """Another answer, well-formed; the connection is kept."""
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -108,7 +108,7 @@ class CloseBeforeAnswer(Fault):
 
 @dataclass(frozen=True)
 class WrongRange(Fault):
-    """A true answer to a question that nobody asked: the range, moved by ``shift`` bytes."""
+    """The right answer to another request: the range, moved by ``shift`` bytes."""
 
     shift: int
 
@@ -121,7 +121,7 @@ class WrongRange(Fault):
 
 @dataclass(frozen=True)
 class With(Fault):
-    """The right answer, with these header fields instead of its own (empty: without them)."""
+    """The right answer with replaced header fields; an empty value removes a field."""
 
     headers: tuple[tuple[str, str], ...]
 
@@ -134,7 +134,7 @@ class With(Fault):
 
 @dataclass(frozen=True)
 class WrongTotal(Fault):
-    """The right range of an image of another size; the size may be any text."""
+    """The right range, with another size of the image, which may be any text."""
 
     size: int | str
 
@@ -145,7 +145,7 @@ class WrongTotal(Fault):
 
 @dataclass(frozen=True)
 class WrongValidator(Fault):
-    """The right bytes under the entity tag of another version."""
+    """The right bytes with the entity tag of another version."""
 
     def answer(self, case: Case) -> bool:
         return With((("ETag", '"another version"'),)).answer(case)
@@ -153,7 +153,7 @@ class WrongValidator(Fault):
 
 @dataclass(frozen=True)
 class Garbage(Fault):
-    """These bytes, and then the end of the connection, or silence."""
+    """These bytes, followed by the end of the connection, or silence."""
 
     raw: bytes
     hang_up: bool = True
@@ -167,8 +167,7 @@ class Garbage(Fault):
 
 @dataclass(frozen=True)
 class Drip(Fault):
-    """The right answer, from the ``after``-th byte of its body on only so fast; -1: from the head
-    on."""
+    """The right answer, slow from the ``after``-th byte of the body on; -1: from the head on."""
 
     bytes_per_second: float
     after: int = -1
@@ -187,7 +186,7 @@ class Drip(Fault):
 
 @dataclass(frozen=True)
 class Endless(Fault):
-    """An answer that never comes to its end; ``status``: of an endless body, which begins well."""
+    """An answer that never ends. ``status``: for an endless body, which begins correctly."""
 
     kind: Literal["headers", "line", "body", "interim", "redirects"]
     status: int = 206
@@ -226,19 +225,19 @@ Script = Callable[[Request], Fault | None]
 
 
 class FaultServer(Scripted):
-    """A server whose ``script`` is asked for each request what goes wrong; None: nothing."""
+    """A server whose ``script`` returns the fault for each request; None: no fault."""
 
     threads_end_with_connections = True
 
     def __init__(self, **files: bytes) -> None:
         super().__init__(**files)
         self.script: Script = lambda _: None
-        self.faults = 0  # how many have been injected
+        self.faults = 0  # number injected so far
         self._versions = count(2)
         self._lock = threading.Lock()
 
     def replace(self, name: str, content: bytes) -> None:
-        """The image changes on the server: other bytes, entity tag and date."""
+        """Replace the image on the server: other bytes, entity tag and date."""
         version = next(self._versions)
         modified = formatdate(MTIME + 3600 * version, usegmt=True)
         self.files[f"/{name}"] = Served(content, f'"v{version}"', modified)

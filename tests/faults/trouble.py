@@ -1,4 +1,4 @@
-"""The ways in which a campaign's server fails."""
+"""The faults of a campaign's server."""
 
 from .server import (
     CloseBeforeAnswer,
@@ -15,7 +15,7 @@ from .server import (
     WrongValidator,
 )
 
-# Answers that would be believed if they came first: not for the opening of an image.
+# Answers that would be believed at first: not for the request that opens an image.
 LIES: tuple[Fault, ...] = (
     WrongRange(1),
     WrongRange(16 << 10),
@@ -25,7 +25,7 @@ LIES: tuple[Fault, ...] = (
     WrongValidator(),
 )
 
-# An endless body is not among them: it has wrong bytes under a right head, and nobody could tell.
+# Without an endless body: its wrong bytes under a right head could not be detected.
 FAILURES: tuple[Fault, ...] = (
     Status(500),
     Status(502, body=b"<html>Bad Gateway</html>"),

@@ -1,10 +1,10 @@
-"""Runs in the guest: does what it is told, one JSON object a line, and says how it went.
+"""Runs in the guest: executes commands and reports the results, one JSON object per line.
 
-A wish is ``{"number", "command", "limit"}``; commands run side by side, each in a session of its
-own, and each is killed after its limit (seconds). The answer is ``{"number", "code", "out",
-"err"}``; after the limit, ``code`` is null. An empty command ends the agent, and with it the guest.
+A request is ``{"number", "command", "limit"}``. Commands run concurrently, each in its own session,
+and are killed after their limit (seconds). The answer is ``{"number", "code", "out", "err"}``;
+after the limit, ``code`` is null. An empty command ends the agent, and with it the guest.
 
-Only the standard library, and little of it: in a guest, imports take their time.
+It uses only the standard library, and little of it, since imports are slow in a guest.
 """
 
 import json
@@ -31,7 +31,7 @@ class Agent:
             threading.Thread(target=self._fulfil, args=(wish,), daemon=True).start()
 
     def _fulfil(self, wish: dict[str, Any]) -> None:
-        # Into files: a daemon that is left behind may hold a pipe open for ever.
+        # Into files: a leftover daemon may hold a pipe open for ever.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             code = _run(wish["command"], wish["limit"], out, err)
             answer = {"number": wish["number"], "code": code}
@@ -55,7 +55,7 @@ def _run(command: list[str], limit: float, out: IO[bytes], err: IO[bytes]) -> in
         return process.wait(limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        return None  # who hangs in the kernel is not waited for
+        return None  # without waiting, since it may hang in the kernel
 
 
 def _written(file: IO[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Images as block devices of a guest, and what is done with them there."""
+"""Images attached as block devices in a guest, and operations on them."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from pathlib import Path
 from .machine import Command, Done, Guest
 
 _READER = Path(__file__).with_name("reader.py")
-_READ_LIMIT = 150.0  # seconds for comparing a whole image, or for a reader that waits
+_READ_LIMIT = 150.0  # seconds to compare a whole image, or for a waiting reader
 _TIDY = "for d in /dev/nbd?; do [ ! -e /sys/block/${d#/dev/}/pid ] || echo $d; done"
 
 
 @dataclass
 class Place:
-    """A test's own directory in the guest; what it attached ends with it."""
+    """A test's directory in the guest; its devices are detached at the end."""
 
     guest: Guest
     directory: str
@@ -25,7 +25,7 @@ class Place:
     @classmethod
     @contextmanager
     def made(cls, guest: Guest, *, tidy: bool = True) -> "Iterator[Place]":
-        """``tidy``: whether what a failed test has left is to be cleared away."""
+        """``tidy``: whether to clean up after a failed test."""
         place = cls(guest, guest.run_well("mktemp", "-d", "-p", "/run").strip())
         try:
             yield place
@@ -34,7 +34,7 @@ class Place:
                 place._tidy()
 
     def attach(self, *arguments: str, troubled: bool = False) -> "Attached":
-        """``lazyfs attach ARGUMENTS``; returns what it made."""
+        """``lazyfs attach ARGUMENTS``; returns the device."""
         done = self.try_attach(*arguments)
         assert done.code == 0, f"{done.err}{self.log()}"
         assert troubled or done.err == ""
@@ -45,7 +45,7 @@ class Place:
         return self.guest.lazyfs("attach", *cache, *arguments).wait()
 
     def mount(self, device: str, kind: str) -> str:
-        """Mount the filesystem on a device; returns where."""
+        """Mount the filesystem on a device; returns the mount point."""
         at = f"{self.directory}/mnt"
         self.guest.run_well("modprobe", {"iso9660": "isofs"}.get(kind, kind))
         self.guest.run_well("mkdir", "-p", at)
@@ -56,7 +56,7 @@ class Place:
         return self.guest.run("cat", f"{self.directory}/log").out
 
     def _tidy(self) -> None:
-        """Unmount and detach what a failed test has left; and the cache is in memory."""
+        """Unmount and detach what a failed test has left; remove the cache, which is in memory."""
         self.guest.run("sh", "-c", f"umount -l {self.directory}/mnt; touch {self.directory}/stop")
         for device in self.guest.run("sh", "-c", _TIDY).out.split():
             self.guest.lazyfs("detach", device).wait()
@@ -65,7 +65,7 @@ class Place:
 
 @dataclass
 class Attached:
-    """One device, and its daemon."""
+    """A device and its daemon."""
 
     place: Place
     device: str
@@ -75,13 +75,13 @@ class Attached:
         return self.place.guest
 
     def daemon(self) -> str:
-        """The process that serves it, which must be the only one of its kind."""
+        """The process id of its daemon, which must be the only one."""
         found = self.guest.run_well("pgrep", "-f", "^@?lazyfs attach ").split()
         assert len(found) == 1, f"one daemon should serve {self.device}, not {found}"
         return found[0]
 
     def mount(self, kind: str, part: str = "") -> str:
-        """Mount the filesystem on it; returns where."""
+        """Mount the filesystem on it; returns the mount point."""
         return self.place.mount(f"{self.device}{part}", kind)
 
     def umount(self) -> None:
@@ -91,14 +91,14 @@ class Attached:
         return self.guest.lazyfs("detach", self.device).wait()
 
     def start_reading(self, file: Path) -> "Reading":
-        """Read it at random places, from several threads, and compare with ``file``."""
+        """Read it at random places, in several threads, and compare with ``file``."""
         stop = f"{self.place.directory}/stop"
         self.guest.run_well("rm", "-f", stop, f"{stop}.reads")
         words = [sys.executable, "-I", "-S", _READER, self.device, file, stop]
         return Reading(self.guest, stop, self.guest.start(*words, limit=_READ_LIMIT))
 
     def is_same_as(self, directory: str, tree: Path) -> bool:
-        """Whether every file below ``directory`` is what it is in ``tree``, which is ours."""
+        """Whether every file below ``directory`` is equal to that in the host's ``tree``."""
         done = self.guest.run(
             "diff", "--recursive", "--no-dereference", directory, tree, limit=_READ_LIMIT
         )
@@ -126,14 +126,14 @@ class Reading:
         return int(self.guest.run("cat", f"{self.stop}.reads").out or 0)
 
     def result(self) -> "Result":
-        """Stop the readers; how it went."""
+        """Stop the readers; returns their result."""
         self.guest.run_well("touch", self.stop)
         return Result(**json.loads(self.command.succeed()))
 
 
 @dataclass
 class Result:
-    """``longest``: seconds that one read took."""
+    """``longest``: the duration of the slowest read, in seconds."""
 
     reads: int
     failed: list[int]

@@ -1,12 +1,12 @@
-"""A stand-in for casper, Ubuntu's live boot: a guest's initramfs that keeps to its contract.
+"""A fake casper, Ubuntu's live boot: a guest's initramfs with the same contract.
 
-What casper(7) and its scripts promise, and what a premount script may rely on:
+The behaviour documented by casper(7) and its scripts, which a premount script may rely on:
 
-- parameters of the kernel (``netboot=``, ``nfsroot=``, ``live-media-path=``) are variables of the
-  environment, and the network is up if ``ip=`` is among them;
-- each script of casper-premount and casper-bottom is run by itself, in the order of its number, and
-  /conf/param.conf is read after each;
-- where NETBOOT is set then, a network root is mounted (here: that is the end);
+- kernel parameters (``netboot=``, ``nfsroot=``, ``live-media-path=``) are environment variables,
+  and the network is up if ``ip=`` is given;
+- each script of casper-premount and casper-bottom is run separately, in the order of the numbers,
+  and /conf/param.conf is read after each;
+- if NETBOOT is set then, a network root is mounted (here: the boot ends);
 - LIVEMEDIA may be a directory, which is bound to /cdrom without the mounts in it;
 - every ``*.squashfs`` and ``*.dir`` in its directory casper/ is a layer of the root filesystem;
 - /etc/casper.conf goes into the new root; the initramfs is deleted; /run is moved.
@@ -22,15 +22,15 @@ from .initramfs import _Archive as Archive
 from .kernel import Kernel
 
 INITRAMFS = Path(__file__).parents[2] / "contrib/initramfs"
-LIBRARY = "usr/lib/lazyfs"  # where the launcher is, in an initrd
+LIBRARY = "usr/lib/lazyfs"  # the launcher's directory in an initrd
 
 _MODULES = ("virtio_pci", "virtio_net", "virtio_rng", "fuse", "nbd", "loop", "isofs", "squashfs",
             "overlay")  # fmt: skip
 _PHASES = ("casper-premount", "casper-bottom")
 _MAKE_LIMIT = 120.0  # seconds
-_DATA_SIZE = 96  # MiB in the live system, of which it reads a few
+_DATA_SIZE = 96  # MiB in the live system, which reads a few of them
 
-# What initramfs-tools gives to scripts.
+# The functions that initramfs-tools provides to scripts.
 _FUNCTIONS = """\
 panic() {
     echo "PANIC: $*" >/dev/console
@@ -110,8 +110,8 @@ for directory in run dev proc sys; do mount -o move /$directory /root/$directory
 exec switch_root /root /sbin/init </root/dev/console >/root/dev/console 2>&1
 """
 
-# The live system: it reads, says how that went, and goes down. Its programs are read when they are
-# used, and forgotten in between.
+# The live system: it reads, reports, and shuts down. Its programs are read on use; the page cache
+# is dropped in between.
 _LIVE_INIT = """\
 #!/bin/busybox sh
 PATH=/bin
@@ -133,7 +133,7 @@ poweroff -f
 
 
 def make_runtime(python: str, directory: Path) -> Path:
-    """What of Python and lazyfs goes into an initrd: the same for each of them."""
+    """Python and lazyfs for an initrd, the same for all of them."""
     directory.mkdir()
     run_well([python, "-I", INITRAMFS / "lazyfs-runtime", directory], _MAKE_LIMIT)
     return directory
@@ -167,7 +167,7 @@ done | sha256sum >$1/expected
 
 
 def make_iso(squashfs: Path) -> Path:
-    """An ISO image as casper looks for it, beside the squashfs that goes in."""
+    """An ISO image in casper's layout, made beside the squashfs that it contains."""
     medium = squashfs.with_name("medium")
     (medium / "casper").mkdir(parents=True)
     (medium / "casper/filesystem.squashfs").hardlink_to(squashfs)
@@ -178,7 +178,7 @@ def make_iso(squashfs: Path) -> Path:
 
 
 def build(kernel: Kernel, runtime: Path) -> bytes:
-    """The initramfs: the stand-in, the project's scripts for casper, and the runtime."""
+    """The initramfs: the fake casper, the project's scripts for casper, and the runtime."""
     busybox = Path(need_tool("busybox", "busybox-static"))
     archive = Archive()
     for directory in ("bin", "modules", "scripts", *(f"scripts/{phase}" for phase in _PHASES)):
@@ -204,7 +204,7 @@ def build(kernel: Kernel, runtime: Path) -> bytes:
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """All below a directory, each before what is in it."""
+    """All paths below a directory, parents first."""
     for path in sorted(directory.iterdir()):
         yield path
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""A guest that boots by itself, and ends by itself: all that is seen of it is its console."""
+"""A guest that boots and powers off without an agent; its only output is its console."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ from real.mounts import need_tool
 def boot(
     kernel: Path, initrd: Path, parameters: str, console: Path, *, memory: str, limit: float
 ) -> str:
-    """Start a machine, and wait until it has switched itself off; returns what it said."""
+    """Boot a machine, and wait until it has powered off; returns its console output."""
     command = [
         need_tool("qemu-system-x86_64", "qemu-system-x86"),
         *("-accel", "tcg,thread=multi", "-M", "pc", "-cpu", "qemu64", "-smp", "2"),

@@ -1,4 +1,4 @@
-"""Fixtures for tests in a guest. One guest serves all tests that leave it as it was."""
+"""Fixtures for tests in a guest. One guest is shared by all tests that leave it unchanged."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from .disks import Disks
 from .kernel import Kernel, debian_kernel
 from .machine import Guest
 
-IS_LONG = os.environ.get("LAZYFS_CAMPAIGN") == "long"  # whether there is time for the long form
+IS_LONG = os.environ.get("LAZYFS_CAMPAIGN") == "long"
 
-# They boot whole systems, which have to be made first.
+# These boot whole systems, which must be made first.
 LONG = ["test_attach_long.py", "test_dracut.py", "test_live.py", "test_live_long.py",
         "test_netboot.py", "test_systemd.py"]  # fmt: skip
 
@@ -25,7 +25,7 @@ collect_ignore = [] if IS_LONG else LONG
 
 @pytest.fixture(scope="session")
 def long() -> bool:
-    """Whether there is time for the long form of a test."""
+    """Whether to run the long form of a test."""
     return IS_LONG
 
 
@@ -36,7 +36,7 @@ def disks() -> Disks:
 
 @pytest.fixture(scope="session")
 def nginx(disks: Disks) -> Iterator[Nginx]:
-    """nginx with all images; nobody stops it."""
+    """nginx with all images; no test stops it."""
     with Nginx(disks.root) as server:
         yield server
 
@@ -55,7 +55,7 @@ def guest(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def own_guest(kernel: Kernel, tmp_path: Path) -> Iterator[Guest]:
-    """A guest for one test, which may do with it what it likes."""
+    """A guest for one test, which may change it in any way."""
     with closing(Guest(kernel, tmp_path)) as guest:
         yield guest
 

@@ -19,7 +19,7 @@ def main(pid: int) -> None:
             continue
         copy = libc.syscall(PIDFD_GETFD, process, int(name), 0)
         with socket.socket(fileno=copy) as found:
-            # trio's own pairs, which wake its loop, have both ends in one process.
+            # Not trio's wake-up socket pairs, which have both ends in one process.
             if (
                 found.family == socket.AF_UNIX
                 and found.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 300_000

@@ -1,4 +1,4 @@
-"""Images that only the kernel of a guest can show: made once, kept outside the tree."""
+"""Images that need a guest's kernel: made once, kept outside the tree."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ _SMALL = 200  # files
 
 
 class Disks(Images):
-    """The images of the other tests, and some more."""
+    """The images of the other tests, and more."""
 
     def iso(self) -> Path:
         """An ISO 9660 image of the tree, with Rock Ridge."""

@@ -1,7 +1,7 @@
 """A live system with dracut: made once with mmdebstrap, kept outside the tree between runs.
 
-An image as dmsquash-live expects it (LiveOS/squashfs.img in an ISO image), and an initramfs that
-Debian's dracut makes with the project's module. The image has no lazyfs in it.
+It has an image in dmsquash-live's layout (LiveOS/squashfs.img in an ISO image), without lazyfs, and
+an initramfs made by Debian's dracut with the project's module.
 """
 
 import shutil
@@ -24,7 +24,7 @@ _PACKAGES = (
     "iputils-arping", "procps", "dmsetup", "systemd-sysv", "udev", "dbus", "kmod", "iproute2",
     "zstd", "python3", "libfuse3-3", "ca-certificates",
 )  # fmt: skip
-_PAYLOAD = 100 * MIB  # of which the live system reads a fifth
+_PAYLOAD = 100 * MIB  # the live system reads a fifth of it
 
 _WORK = """\
 #!/bin/sh
@@ -63,7 +63,7 @@ systemctl --root="$1" set-default graphical.target
 
 @dataclass(frozen=True)
 class DracutLive:
-    """What boots; ``iso`` and ``squashfs`` are below ``directory``, for a server."""
+    """A bootable system; ``iso`` and ``squashfs`` are below ``directory``, for a server."""
 
     directory: Path
     iso: Path
@@ -73,7 +73,7 @@ class DracutLive:
 
 
 def dracut_live(cache: Path) -> DracutLive:
-    """The live system, from ``cache`` or made now (some minutes); skips where tools are missing."""
+    """The live system, from ``cache`` or made now (some minutes); skips if tools are missing."""
     directory = cache / "dracut"
     with workroom(directory):
         base_key = digest([_SUITE.encode(), *map(str.encode, _PACKAGES)])

@@ -1,4 +1,4 @@
-"""The first programs of a guest, as the archive that its kernel unpacks (newc of cpio(5))."""
+"""The initramfs of a guest (newc of cpio(5))."""
 
 import stat
 from collections.abc import Sequence
@@ -8,13 +8,12 @@ from real.mounts import need_tool
 
 from .kernel import Kernel
 
-# What the guest cannot find its root without, and what talks to us.
+# Required to mount the root, and to communicate with us.
 _MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_rng", "9pnet_virtio", "9p",
             "overlay")  # fmt: skip
 
-# The guest's root is ours, read-only, with its own memory laid over it. When the agent ends, the
-# guest goes down as init systems have it: everybody is asked to end, then made to; what can be
-# unmounted is unmounted; power off.
+# The guest's root is the host's, read-only, with a tmpfs as an overlay. When the agent ends, the
+# guest shuts down like an init system: SIGTERM to all, then SIGKILL; unmount everything; power off.
 _INIT = """\
 #!/bin/busybox sh
 PATH=/bin
@@ -53,7 +52,7 @@ poweroff -f
 
 
 def build(kernel: Kernel, agent: Sequence[str]) -> bytes:
-    """The archive. ``agent``: the command that the guest lives for; it is told the port."""
+    """The archive. ``agent``: the command to run in the guest; the port is appended to it."""
     busybox = Path(need_tool("busybox", "busybox-static"))
     modules = kernel.files_of(*_MODULES)
     init = _INIT.format(release=kernel.release, modules=kernel.modules, agent=" ".join(agent))

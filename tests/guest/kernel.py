@@ -20,10 +20,10 @@ class Kernel:
 
     release: str
     image: Path
-    modules: Path  # what lies in /lib/modules/RELEASE of a machine with this kernel
+    modules: Path  # becomes /lib/modules/RELEASE on a machine with this kernel
 
     def files_of(self, *names: str) -> list[Path]:
-        """The files of these modules and of all that they need, in the order of loading."""
+        """The files of these modules and their dependencies, in the order of loading."""
         needs: dict[str, list[str]] = {}
         for line in (self.modules / "modules.dep").read_text().splitlines():
             file, _, others = line.partition(":")
@@ -32,13 +32,13 @@ class Kernel:
         order: list[str] = []
         for name in names:
             file = by_name[name]
-            # What stands last in a line of modules.dep needs none of the others.
+            # The last module in a line of modules.dep needs none of the others.
             order += [need for need in (*reversed(needs[file]), file) if need not in order]
         return [self.modules / file for file in order]
 
 
 def debian_kernel(cache: Path) -> Kernel:
-    """The kernel, as it lies in ``cache`` or as apt brings it; skips where there is no apt."""
+    """The kernel, from ``cache`` or downloaded by apt; skips if there is no apt."""
     with open(cache / ".kernel.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         package = _package()
@@ -51,7 +51,7 @@ def debian_kernel(cache: Path) -> Kernel:
 
 
 def _package() -> str:
-    """The package of the kernel itself. The small kernel for clouds has no 9p."""
+    """The kernel's package. Not the small kernel for clouds, which has no 9p."""
     said = _run([need_tool("apt-cache", "apt"), "depends", _META])
     found = re.search(r"Depends: (linux-image-[0-9][^ ]*-amd64)$", said, re.MULTILINE)
     assert found, f"{_META} depends on no kernel: {said}"

@@ -1,4 +1,4 @@
-"""A machine that boots the live system: its kernel and initrd from us, all else from a server."""
+"""A machine that boots the live system: kernel and initrd from us, the rest from a server."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ from real.mounts import need_tool
 
 from .liveroot import Live
 
-# What the kernel says in passing would fall into the lines that are looked for.
+# Boot messages would be mixed into the lines that are searched for.
 USUAL = "console=ttyS0 loglevel=5 panic=1 systemd.show_status=0"
 
 _LOOK_EVERY = 0.2
@@ -20,7 +20,7 @@ _END = "reboot: (?:Power down|Restarting system)"
 
 
 class LiveMachine:
-    """One boot. ``with`` starts the machine; whatever is left of it at the end is killed."""
+    """One boot. ``with`` starts the machine, and kills it at the end if it still runs."""
 
     def __init__(
         self,
@@ -35,11 +35,13 @@ class LiveMachine:
         memory: str = "2G",
         life: float = 900.0,
     ) -> None:
-        """``words``: of the kernel command line. ``initrd``: another than that with lazyfs.
+        """``words``: for the kernel command line.
 
-        ``disk``: one that is written to; ``medium``: one that is not. ``netboot``: the URL of a
-        script for iPXE, which boots then: nothing is from us. ``life``: the seconds after which a
-        machine that does not end by itself is taken away.
+        ``initrd``: instead of the one with lazyfs.
+        ``disk``: a writable disk.
+        ``medium``: a read-only disk.
+        ``netboot``: the URL of a script for iPXE, which then boots, without our kernel and initrd.
+        ``life``: the time limit in seconds.
         """
         self.console = directory / "console"
         self._life = life
@@ -47,7 +49,7 @@ class LiveMachine:
         if netboot:
             ours = []
             network += f",bootfile={netboot}"
-            card += ",bootindex=0"  # from QEMU's ROM for it, which is an iPXE
+            card += ",bootindex=0"  # from QEMU's ROM for it, an iPXE
         else:
             ours = ["-kernel", f"{live.kernel}", "-initrd", f"{initrd or live.initrd}"]
             ours += ["-append", f"boot=live ip=dhcp {USUAL} {words}"]
@@ -77,11 +79,11 @@ class LiveMachine:
         self._qemu.wait(30)
 
     def said(self) -> str:
-        """What is on its console."""
+        """Its console output."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     def wait_for(self, pattern: str) -> "re.Match[str]":
-        """Wait until its console shows this."""
+        """Wait until its console output matches this pattern."""
         while True:
             ended = self._qemu.poll() is not None
             found = re.search(pattern, self.said())
@@ -92,17 +94,17 @@ class LiveMachine:
             time.sleep(_LOOK_EVERY)
 
     def marker(self) -> tuple[float, int]:
-        """Wait for the unit that says that systemd is through: seconds of uptime, free bytes."""
+        """Wait for the unit that reports the end of the boot: seconds of uptime, free bytes."""
         found = self.wait_for(r"LIVE: marker at ([\d.]+) with (\d+) kB")
         return float(found[1]), int(found[2]) << 10
 
     def profile(self) -> str:
-        """Wait until it shows the profile that it has recorded (``live.profile``)."""
+        """Wait until it prints the profile that it has recorded (``live.profile``)."""
         found = self.wait_for(r"(?s)LIVE: profile begins\r?\n(.*)LIVE: profile ends")
         return found[1].replace("\r", "")
 
     def power_off(self) -> float:
-        """Wait until it has switched itself off, or wants to start anew; how long that took."""
+        """Wait for its power-off or reboot; returns the seconds from its request."""
         asked = float(self.wait_for(r"LIVE: power off at ([\d.]+)")[1])
         done = float(self.wait_for(rf"\[ *([\d.]+)\] {_END}")[1])
         self._qemu.wait(30)

@@ -1,8 +1,8 @@
-"""A live system of Debian's: made once with mmdebstrap, kept outside the tree between runs.
+"""A Debian live system: made once with mmdebstrap, kept outside the tree between runs.
 
 The image is a plain Debian with live-boot's packages, one unit of ours that reports and works, and
-no lazyfs; or the same with the programs of a desktop, for the size that live images usually have.
-Two initrds go with both: Debian's own, and the one that ``contrib/initramfs`` makes.
+no lazyfs; or the same with a desktop's programs, for the usual size of live images. Both have two
+initrds: Debian's own, and the one made by ``contrib/initramfs``.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ _DESKTOP = (
     "libreoffice-writer", "libreoffice-calc", "libreoffice-impress", "evince", "cups",
     "network-manager", "avahi-daemon", "openssh-server", "sudo", "man-db", "fonts-noto-core",
 )  # fmt: skip
-_PAYLOAD = 100 * MIB  # what the workload reads; beside a desktop, a tenth of it
-_VERSION = b"3"  # of how the image is made
+_PAYLOAD = 100 * MIB  # read by the workload; with a desktop, a tenth of it
+_VERSION = b"3"  # of the way the image is made
 _WORK = Path(__file__).with_name("livework.sh")
 _UNIT = """\
 [Unit]
@@ -57,25 +57,25 @@ WantedBy=graphical.target
 
 @dataclass(frozen=True)
 class Live:
-    """What boots: ``squashfs`` and ``iso`` for a server, a kernel, and two initrds."""
+    """A bootable system: ``squashfs`` and ``iso`` for a server, a kernel, and two initrds."""
 
-    directory: Path  # with all files below it; a server's root
+    directory: Path  # contains all files; a server's root
     squashfs: Path
     iso: Path
     kernel: Path
     stock: Path  # Debian's initrd, with live-boot in it
     initrd: Path  # the same with lazyfs
-    certificate: Path  # of a server at 10.0.2.2 and 127.0.0.1; the initrd trusts it
+    certificate: Path  # for a server at 10.0.2.2 and 127.0.0.1; trusted by the initrd
     key: Path
 
     @property
     def profile(self) -> Path:
-        """Where a profile of the ISO image is looked for."""
+        """The path of the ISO image's profile, a sidecar."""
         return self.iso.with_name(f"{self.iso.name}.lazyprofile")
 
 
 def live_system(cache: Path, *, desktop: bool = False) -> Live:
-    """The live system, from ``cache`` or made now (some minutes); skips where tools are missing."""
+    """The live system, from ``cache`` or made now (some minutes); skips if tools are missing."""
     directory = cache / "live"
     with workroom(directory):
         return _Maker(directory, desktop).made()
@@ -84,7 +84,7 @@ def live_system(cache: Path, *, desktop: bool = False) -> Live:
 class _Maker:
     def __init__(self, directory: Path, desktop: bool) -> None:
         self._directory = directory
-        self._packages = (*_PACKAGES, *(_DESKTOP if desktop else ()))  # of the image
+        self._packages = (*_PACKAGES, *(_DESKTOP if desktop else ()))  # in the image
         self._payload = _PAYLOAD // 10 if desktop else _PAYLOAD
         self._kind = "desktop-" if desktop else ""
         release = dict(
@@ -124,7 +124,7 @@ class _Maker:
     def _make_image(self, base: Path, place: Path) -> None:
         root = unpacked(base, place)
         for leftover in (*root.glob("boot/*"), *root.glob("vmlinuz*"), *root.glob("initrd.img*")):
-            leftover.unlink()  # a kernel and an initrd come from elsewhere
+            leftover.unlink()  # the kernel and the initrd are not booted from the image
         payload = root / "opt/live/payload"
         payload.parent.mkdir()
         with open("/dev/urandom", "rb") as random, open(payload, "wb") as file:
@@ -135,7 +135,7 @@ class _Maker:
         unit = root / "etc/systemd/system/live-test.service"
         unit.write_text(_UNIT)
         run_well(["systemctl", f"--root={root}", "enable", unit.name], LIMIT)
-        # A getty would write to the serial line as well; for a greeter there is no screen.
+        # A getty would also write to the serial line; a greeter has no screen.
         for masked in ("serial-getty@ttyS0.service", "lightdm.service"):
             run_well(["systemctl", f"--root={root}", "mask", masked], LIMIT)
         run_well(["systemctl", f"--root={root}", "set-default", "graphical.target"], LIMIT)
@@ -155,7 +155,7 @@ class _Maker:
         (kernel,) = root.glob("boot/vmlinuz-*")
         release = kernel.name.removeprefix("vmlinuz-")
         (stock,) = root.glob("boot/initrd.img-*")
-        # Debian's httpfs2 is in the stock initrd: it is one of those to compare with.
+        # The stock initrd contains Debian's httpfs2, for comparison.
         for file, name in ((kernel, "vmlinuz"), (stock, "stock.img")):
             shutil.copy(file, place / name)
         install_lazyfs(root)

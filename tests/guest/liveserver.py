@@ -1,4 +1,4 @@
-"""nginx for live systems: as a guest sees it, with its images."""
+"""nginx for live systems: their images, at URLs for a guest."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class LiveServer(Nginx):
 
 
 class SecureLiveServer(LiveServer):
-    """The same, over HTTPS with the certificate that the initrd trusts."""
+    """The same over HTTPS, with the certificate trusted by the initrd."""
 
     def url(self, name: str, host: str = "127.0.0.1") -> str:
         return super().url(name, host).replace("http:", "https:", 1)

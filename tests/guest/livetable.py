@@ -1,8 +1,8 @@
-"""Measure live boots beside each other: the table of docs/liveboot.rst.
+"""Measure live boots: the table of docs/liveboot.rst.
 
-As root, in ``tests``: ``python -m guest.livetable [LINK:WAY]...``, like ``wan:fetch``; all without
-arguments. The image has a desktop's programs in it, which is the usual size. One line a boot, when
-it is there: seconds to the marker, bytes, requests, free memory, seconds that power-off took.
+As root, in ``tests``: ``python -m guest.livetable [LINK:WAY]...``, like ``wan:fetch``; without
+arguments, all. The image contains a desktop's programs, for the usual size. Prints one line per
+boot: seconds to the marker, bytes, requests, free memory, seconds to power-off.
 """
 
 import subprocess
@@ -25,16 +25,16 @@ LINKS = {"lan": (), "wan": ("--rtt", "20ms", "--rate", "50M")}
 WAYS = {
     "local": "",  # the image is a disk of the machine
     "cold": "lazyfs={url}",
-    "record": "lazyfs={url} lazyfs.record live.profile",  # leaves what "profile" needs
+    "record": "lazyfs={url} lazyfs.record live.profile",  # makes the profile for "profile"
     "profile": "lazyfs={url} lazyfs.profile=auto",
-    "disk": "lazyfs={url} lazyfs.cache=LABEL=scratch",  # fills what "warm" needs
+    "disk": "lazyfs={url} lazyfs.cache=LABEL=scratch",  # fills the cache for "warm"
     "warm": "lazyfs={url} lazyfs.cache=LABEL=scratch",
     "fetch": "fetch={url}",
     "httpfs2": "httpfs={url}",
 }
-_STOCK = ("local", "fetch", "httpfs2")  # by Debian's own initrd
+_STOCK = ("local", "fetch", "httpfs2")  # with Debian's own initrd
 _ON_DISK = ("disk", "warm")
-# Up to the marker a boot that records is a cold one; and one link is enough to fill a disk.
+# Up to the marker, a recording boot is a cold one; and one link is enough to fill the disk.
 ROWS = [f"lan:{way}" for way in ("local", "record", "profile", "disk", "warm", "fetch", "httpfs2")]
 ROWS += [f"wan:{way}" for way in ("cold", "profile", "warm", "fetch", "httpfs2")]
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 class _Table:
-    """One address for the server on all links: a cache knows an image by its URL."""
+    """The measurements. The server has one address on all links, since it is part of cache keys."""
 
     def __init__(self, live: Live, directory: Path) -> None:
         self._live = live
@@ -91,7 +91,7 @@ class _Table:
 
     @contextmanager
     def _linked(self, server: LiveServer, link: str) -> Iterator[None]:
-        """Have the server at our port, on a link like this."""
+        """Provide the server at our port, over this link."""
         if not LINKS[link]:
             server.stop()
             server.port = self._port
@@ -108,7 +108,7 @@ class _Table:
         )
         try:
             assert shaper.stdout is not None
-            shaper.stdout.readline()  # where it listens; so it does
+            shaper.stdout.readline()  # its address: it listens now
             yield
         finally:
             shaper.terminate()

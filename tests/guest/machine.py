@@ -1,10 +1,10 @@
-"""A guest: a machine made by QEMU, with a kernel of Debian's and our own files.
+"""A guest: a QEMU virtual machine with a Debian kernel and the host's files.
 
-It has no disk. Its root is ours, read-only, with its own memory laid over it: the same Python, the
-same lazyfs, at the same paths. Our loopback is its 10.0.2.2. It is told what to do over a virtio
+It has no disk. Its root is the host's, read-only, with a tmpfs as an overlay: the same Python and
+lazyfs, at the same paths. The host's loopback is its 10.0.2.2. It receives commands over a virtio
 port; its console is written to a file.
 
-QEMU emulates the processor (TCG): whether KVM works cannot be told from /dev/kvm, and it need not.
+QEMU emulates the processor (TCG): /dev/kvm does not show whether KVM works, and it is not needed.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from real.mounts import need_tool
 from . import initramfs
 from .kernel import Kernel
 
-HOST = "10.0.2.2"  # our loopback, as the guest sees it
+HOST = "10.0.2.2"  # the host's loopback, in the guest
 
 _COMMAND_LIMIT = 60.0  # seconds for any command that is not a long read
-_LIFE_LIMIT = 1500.0  # seconds after which it is taken from under a test that hangs
+_LIFE_LIMIT = 1500.0  # seconds until it is killed, in case a test hangs
 _ROOT = Path(__file__).parents[2]  # the lazyfs that these tests belong to
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command went; ``code`` is None when it did not end in time."""
+    """A command's result; ``code`` is None if it did not end in time."""
 
     code: int | None
     out: str
@@ -58,25 +58,25 @@ class Command:
         return self._answer.done()
 
     def wait(self) -> Done:
-        """How it went. The guest itself ends what takes too long; this limit is for the guest."""
+        """The result. The guest kills commands that take too long; this limit is for the guest."""
         done = self._answer.result(self._limit + 30)
         if done.code is None:
             pytest.fail(f"in the guest, {self._words} did not end within {self._limit:g} seconds")
         return done
 
     def succeed(self) -> str:
-        """What it printed; it must have succeeded."""
+        """The output of the command, which must succeed."""
         done = self.wait()
         assert done.code == 0, f"in the guest, {self._words}: {done.err}{done.out}"
         return done.out
 
 
 class Guest:
-    boot_limit = 60.0  # seconds until it takes commands
-    down_limit = 30.0  # seconds until it is switched off
+    boot_limit = 60.0  # seconds until it accepts commands
+    down_limit = 30.0  # seconds until it has powered off
 
     def __init__(self, kernel: Kernel, directory: Path, memory: str = "2G") -> None:
-        """Start it; ``directory`` is for its console, and what QEMU needs."""
+        """Boot it; ``directory`` is for its console and QEMU's files."""
         self.console = directory / "console"
         self._answers: dict[int, Future[Done]] = {0: Future()}
         self._numbers = itertools.count(1)
@@ -120,7 +120,7 @@ class Guest:
         ]
 
     def _listen(self) -> None:
-        """Take answers until the guest is gone; then nobody waits any more."""
+        """Receive answers until the guest is gone; then fail the pending commands."""
         with self._line.makefile("rb") as lines:
             try:
                 for line in lines:
@@ -128,13 +128,13 @@ class Guest:
                     done = Done(answer["code"], answer["out"], answer["err"])
                     self._answers.pop(answer["number"]).set_result(done)
             except OSError:
-                pass  # the line is cut when the guest is killed
+                pass  # the connection breaks when the guest is killed
         gone = ConnectionError(f"the guest is gone:\n{self.messages()[-2000:]}")
         for waiting in list(self._answers.values()):
             waiting.set_exception(gone)
 
     def start(self, *words: str | Path, limit: float = _COMMAND_LIMIT) -> Command:
-        """Start a command in the guest, with no shell and nothing of our environment."""
+        """Start a command in the guest, without a shell and without our environment."""
         number = next(self._numbers)
         answer: Future[Done] = Future()
         self._answers[number] = answer
@@ -145,7 +145,7 @@ class Guest:
         return Command(command[6:], limit, answer)
 
     def run(self, *words: str | Path, limit: float = _COMMAND_LIMIT) -> Done:
-        """Run a command to its end."""
+        """Run a command to completion."""
         return self.start(*words, limit=limit).wait()
 
     def run_well(self, *words: str | Path, limit: float = _COMMAND_LIMIT) -> str:
@@ -163,11 +163,11 @@ class Guest:
             time.sleep(0.1)
 
     def messages(self) -> str:
-        """What its kernel and its init have said."""
+        """The messages of its kernel and its init."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     def shut_down(self) -> float:
-        """Have the guest go down by itself; returns how many seconds that took."""
+        """Have the guest shut down; returns the seconds that it took."""
         started = time.monotonic()
         self._line.sendall(b'{"number": -1, "command": []}\n')
         try:
@@ -179,7 +179,7 @@ class Guest:
         return time.monotonic() - started
 
     def close(self) -> None:
-        """Switch it off, whatever it does."""
+        """Power it off by force."""
         self._life.cancel()
         self._qemu.send_signal(signal.SIGKILL)
         self._qemu.communicate(timeout=20)

@@ -1,9 +1,9 @@
-"""Runs in the guest: reads a device at random places, and compares with a file that is right.
+"""Runs in the guest: reads a device at random places, and compares with the original file.
 
     reader.py DEVICE FILE STOP        until the file STOP exists
 
-Each read goes to the device: nothing is kept by the kernel (O_DIRECT). STOP.reads says how many
-have ended. At the end it prints one JSON object: ``reads``; ``failed`` (errnos); ``wrong``
+Each read goes to the device, past the page cache (O_DIRECT). STOP.reads contains the number of
+completed reads. At the end it prints one JSON object: ``reads``; ``failed`` (errnos); ``wrong``
 (offsets); ``longest`` (seconds).
 """
 
@@ -33,7 +33,7 @@ def read_on(device: str, file: str, stop: str, found: Found, seed: int) -> None:
     ours = os.open(device, os.O_RDONLY | os.O_DIRECT)
     right = os.open(file, os.O_RDONLY)
     end = os.lseek(ours, 0, os.SEEK_END)
-    buffer = mmap.mmap(-1, LENGTH)  # O_DIRECT wants whole pages
+    buffer = mmap.mmap(-1, LENGTH)  # O_DIRECT needs page alignment
     while not os.path.exists(stop):
         offset = places.randrange(0, end - LENGTH) & ~4095
         started = time.monotonic()
@@ -49,7 +49,7 @@ def read_on(device: str, file: str, stop: str, found: Found, seed: int) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """So that who reads it sees all of it, or what was there before."""
+    """Write a file atomically."""
     with open(f"{path}.new", "w") as file:
         file.write(text)
     os.replace(f"{path}.new", path)

@@ -1,4 +1,4 @@
-"""Root directories of Debian for guests, made by mmdebstrap, and lazyfs in them."""
+"""Debian root directories for guests, made by mmdebstrap, with lazyfs installed."""
 
 import shutil
 import sys
@@ -15,14 +15,14 @@ LIMIT = 900.0  # seconds for any step
 
 
 def make_root(suite: str, packages: Iterable[str], place: Path) -> None:
-    """``root.tar`` in ``place``: what every Debian has, and these packages."""
+    """Make ``root.tar`` in ``place``: a minimal Debian with these packages."""
     tool = need_tool("mmdebstrap", "mmdebstrap")
     included = f"--include={','.join(packages)}"
     run_well([tool, "--quiet", "--variant=minbase", included, suite, place / "root.tar"], LIMIT)
 
 
 def unpacked(base: Path, place: Path) -> Path:
-    """A root directory in ``place``, as ``make_root`` made it in ``base``."""
+    """A root directory in ``place``, unpacked from the ``root.tar`` in ``base``."""
     root = place / "root"
     root.mkdir()
     run_well(["tar", "-xf", base / "root.tar", "-C", root], LIMIT)
@@ -30,7 +30,7 @@ def unpacked(base: Path, place: Path) -> Path:
 
 
 def install_lazyfs(root: Path) -> None:
-    """lazyfs as an administrator installs it, for the Python of this root."""
+    """Install lazyfs, as an administrator does, for the Python of this root."""
     (target,) = root.glob("usr/lib/python3.*/lib-dynload")
     version = target.parent.name
     if version != f"python3.{sys.version_info.minor}":
@@ -39,7 +39,7 @@ def install_lazyfs(root: Path) -> None:
     packages.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-input"]
     run_well([*pip, "--root-user-action=ignore", "--target", packages, *requirements()], LIMIT)
-    # Where pip builds there is a strip(1), which the hook uses; the live system has none.
+    # Stripped here: the hook would use strip(1), but the live system has none.
     run_well([need_tool("strip", "binutils"), "--strip-unneeded", *packages.rglob("*.so")], LIMIT)
     shutil.copytree(_ROOT / "lazyfs", packages / "lazyfs")
     command = root / "usr/local/bin/lazyfs"
@@ -50,7 +50,7 @@ def install_lazyfs(root: Path) -> None:
 
 
 def in_root(root: Path, script: str) -> None:
-    """Run a script of the shell in a root directory, with what a machine has mounted."""
+    """Run a shell script in a root directory, with /proc, /sys and /dev mounted."""
     mounted = (
         'for d in proc sys dev; do mount --rbind /$d "$0/$d"; done; exec chroot "$0" sh -ec "$1"'
     )

@@ -1,7 +1,7 @@
-"""A guest that systemd runs, from its first process to power-off, with lazyfs installed.
+"""A guest with systemd as init, and lazyfs installed.
 
-It boots from a disk of its own, which is as new at each boot; files are laid over it before systemd
-starts. The agent is a service, and when it ends the machine goes down as on ``systemctl poweroff``.
+It boots from its own disk, which is pristine at each boot; files are copied over it before systemd
+starts. The agent is a service; when it ends, the guest shuts down as on ``systemctl poweroff``.
 """
 
 import compileall
@@ -25,9 +25,9 @@ _LAZYFS = Path(__file__).parents[2] / "lazyfs"
 UNITS = _LAZYFS.parent / "contrib/systemd"
 _AGENT = Path(__file__).with_name("agent.py")
 _SYSTEM = "etc/systemd/system"
-LIMIT = 180.0  # seconds for whatever systemd may have to wait for
+LIMIT = 180.0  # seconds for anything that systemd may wait for
 
-# What the disk cannot be mounted without, and what nothing in the guest asks for by name.
+# Required to mount the disk, or not requested by name in the guest.
 _MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_console", "virtio_rng",
             "crc32c_generic", "ext4")  # fmt: skip
 
@@ -57,13 +57,13 @@ ExecStart=/bin/sh -c 'exec python3 -I -S /opt/agent.py /dev/vport*'
 WantedBy=sysinit.target
 """
 
-# "quiet" on the kernel's command line would keep systemd silent, too.
+# Overrides "quiet" on the kernel's command line, which silences systemd too.
 _MANAGER = """\
 [Manager]
 ShowStatus=yes
 StatusUnitFormat=name
 """
-_CONTROL = re.compile(r"\x1b(\[[0-9;]*[A-Za-z]|M)")  # of a terminal
+_CONTROL = re.compile(r"\x1b(\[[0-9;]*[A-Za-z]|M)")  # a terminal's control sequences
 
 
 class SystemdGuest(Guest):
@@ -77,7 +77,7 @@ class SystemdGuest(Guest):
         files: Mapping[str, str] | None = None,
         enabled: Sequence[str] = (),
     ) -> None:
-        """``files``: what is laid over the root, by path; ``enabled``: what is started at boot."""
+        """``files``: texts copied to the root, by path; ``enabled``: units started at boot."""
         self._disk = root.disk
         self._initrd = directory / "initrd"
         self._initrd.write_bytes(_build(kernel, root, directory, files or {}, enabled))
@@ -88,15 +88,15 @@ class SystemdGuest(Guest):
         return [*super()._command(kernel, self._initrd, memory, line), "-drive", drive]
 
     def wait_until_up(self) -> None:
-        """Wait until systemd has started, or tried to start, all that it is to start."""
+        """Wait until systemd has started, or tried to start, all units."""
         self.run("systemctl", "is-system-running", "--wait", limit=LIMIT)
 
     def property(self, unit: str, name: str) -> str:
-        """What ``systemctl show`` shows."""
+        """A property of a unit, from ``systemctl show``."""
         return self.run_well("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
     def state(self, unit: str) -> str:
-        """Like "active" or "failed"."""
+        """The active state of a unit, like "active" or "failed"."""
         return self.property(unit, "ActiveState")
 
     def wait_for_state(self, unit: str, state: str, within: float = LIMIT) -> None:
@@ -106,7 +106,7 @@ class SystemdGuest(Guest):
             time.sleep(0.3)
 
     def systemctl(self, *words: str) -> Done:
-        """How a command of systemctl(1) went."""
+        """Run a command of systemctl(1)."""
         return self.run("systemctl", *words, limit=LIMIT)
 
     def systemctl_well(self, *words: str) -> str:
@@ -115,30 +115,30 @@ class SystemdGuest(Guest):
         return done.out
 
     def status(self, unit: str) -> str:
-        """What an administrator sees of a unit, with the last lines of its journal."""
+        """The status of a unit, as shown to users, with the last lines of its journal."""
         return self.systemctl("status", "--no-pager", "--full", "--lines=20", unit).out
 
     def wait_for_status(self, unit: str, text: str) -> None:
-        """Wait until this stands in the status; a unit that is tried again shows it in between."""
+        """Wait until the status contains ``text``, if only between two restarts of the unit."""
         until = time.monotonic() + LIMIT
         while text not in (found := self.status(unit)):
             assert time.monotonic() < until, f"{text!r} is not in the status: {found}"
 
     def journal(self, unit: str) -> str:
-        """What the unit, and systemd of it, have said since the machine was switched on."""
+        """The messages of the unit, and of systemd about it, since boot."""
         return self.run_well("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
     def size_of(self, file: str) -> int:
-        """The size of a file, for which something may have to be mounted first."""
+        """The size of a file, which may trigger an automount."""
         return int(self.run_well("stat", "--format=%s", file, limit=LIMIT))
 
     def is_mounted(self, where: str) -> bool:
-        """Whether something is mounted there; what triggers an automount does not count."""
+        """Whether something is mounted there, apart from autofs."""
         return self.run("findmnt", "--types", "noautofs", where).code == 0
 
     @contextmanager
     def holding(self, directory: str) -> Iterator[None]:
-        """Meanwhile a process, ``sleep``, works in a directory; systemd knows nothing of that."""
+        """A process, ``sleep``, works in a directory meanwhile; systemd does not know that."""
         script = ["sh", "-c", 'cd "$0" && exec sleep 900', directory]
         self.run_well("systemd-run", "--quiet", "--collect", "--unit=holder", *script)
         try:
@@ -149,7 +149,7 @@ class SystemdGuest(Guest):
             self.systemctl_well("stop", "holder")
 
     def console_lines(self) -> list[str]:
-        """What its console shows, line by line, without colours."""
+        """The lines on its console, without control sequences."""
         return [line.strip() for line in _CONTROL.sub("", self.messages()).splitlines()]
 
 
@@ -160,7 +160,7 @@ def _build(
     files: Mapping[str, str],
     enabled: Sequence[str],
 ) -> bytes:
-    """The initramfs: it mounts the disk, lays our files over it, and goes on with systemd."""
+    """The initramfs: it mounts the disk, copies our files over it, and starts systemd."""
     archive = _Tree()
     archive.add_program("bin/busybox", Path(need_tool("busybox", "busybox-static")).read_bytes())
     archive.add_program("init", _INIT.encode())
@@ -185,15 +185,15 @@ def _build(
 
 
 def _compiled(copy: Path) -> list[Path]:
-    """The files of lazyfs in a copy, compiled: the guest would take its time for that."""
+    """The files of lazyfs in a copy, compiled here, since the guest is slow."""
     shutil.copytree(_LAZYFS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    checked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # our files have no times in there
+    checked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # the archive has no timestamps
     assert compileall.compile_dir(copy, quiet=1, invalidation_mode=checked)
     return [path for path in copy.rglob("*") if path.is_file()]
 
 
 class _Tree(Archive):
-    """An archive in which files have their directories."""
+    """An archive that adds the parent directories of files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _Tree(Archive):
         self.add_file(name, content, stat.S_IFREG | 0o755)
 
     def enable(self, unit: str, target: str) -> None:
-        """What ``systemctl enable`` does for a unit that the target is to want."""
+        """Like ``systemctl enable`` for a unit with ``WantedBy=`` this target."""
         file = re.sub(r"@.*\.", "@.", unit)
         link = f"over/{_SYSTEM}/{target}.wants/{unit}"
         self.add_file(link, f"/{_SYSTEM}/{file}".encode(), stat.S_IFLNK | 0o777)

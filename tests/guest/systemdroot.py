@@ -1,7 +1,7 @@
 """A Debian with systemd as init and lazyfs's Python: made once, kept outside the tree between runs.
 
-lazyfs itself is not in it, nor is anything that a test is about: that is laid over it at each boot,
-see ``systemdguest.py``.
+lazyfs itself, and everything that is tested, is not in it, but copied over it at each boot; see
+``systemdguest.py``.
 """
 
 import shutil
@@ -17,12 +17,12 @@ from .kernel import Kernel
 from .roots import LIMIT, in_root, install_lazyfs, make_root, requirements, unpacked
 
 _SUITE = "bookworm"
-_VERSION = b"1"  # of how the disk is made from the packages
+_VERSION = b"1"  # of the way the disk is made from the packages
 _PACKAGES = (
     "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "python3", "fuse3",
     "ca-certificates",
 )  # fmt: skip
-# What a machine of this kind loads by itself, or is asked to.
+# Loaded automatically, or on request.
 _MODULES = ("autofs4", "fuse", "isofs", "loop", "nbd", "overlay", "squashfs")
 _NETWORK = """\
 [Match]
@@ -32,7 +32,7 @@ DHCP=ipv4
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 """
-# Masked is what takes time at a boot and has nothing to do with what is tested.
+# Units that take time at boot and are irrelevant to the tests are masked.
 _SET_UP = """
 systemctl --root="$1" --quiet enable systemd-networkd.service systemd-networkd-wait-online.service
 systemctl --root="$1" --quiet mask serial-getty@ttyS0.service getty@tty1.service \\
@@ -46,14 +46,14 @@ rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/usr/share/doc/*
 
 @dataclass(frozen=True)
 class SystemdRoot:
-    """``disk``: an ext4 filesystem; ``packages``: where in it a Python module is installed."""
+    """``disk``: an ext4 filesystem; ``packages``: its directory of Python packages."""
 
     disk: Path
     packages: Path
 
 
 def systemd_root(cache: Path, kernel: Kernel) -> SystemdRoot:
-    """The root, from ``cache`` or made now (some minutes); skips where tools are missing."""
+    """The root, from ``cache`` or made now (some minutes); skips if tools are missing."""
     directory = cache / "systemd"
     with workroom(directory):
         base_key = digest([_SUITE.encode(), *map(str.encode, _PACKAGES)])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.core.ranges import Span
-from lazyfs.prefetch.neighbourhood import CREDIT, PROBE_EVERY, REGION, SMALLEST, Neighbourhoods
+from lazyfs.prefetch.neighbourhood import CREDIT, REGION, SMALLEST, Neighbourhoods
 
 KIB, MIB = 1 << 10, 1 << 20
 GRAIN = 32 * KIB

@@ -1,10 +1,9 @@
-"""Documents: what stands in them, and a machine to run their blocks of commands on.
+"""Documents: parsing them, and a machine to run their blocks of commands on.
 
-A block is ``.. code-block:: console``. Its lines are commands, which begin with ``$`` and may go on
-in lines with ``>``, and what they print. Commands of a block that shows no output have to succeed;
-what a block shows is compared line by line, where ``...`` stands for anything. A comment ``.. not
-run: REASON`` in front of a block says why it is not run; the class ``guest``, that it is run in a
-virtual machine.
+A block is ``.. code-block:: console``. Its lines are commands, which begin with ``$`` and may
+continue on lines with ``>``, and their output. Commands of a block without output must succeed;
+output is compared line by line, with ``...`` for anything. A block after a comment ``.. not run:
+REASON`` is not run; a block with the class ``guest`` is run in a virtual machine.
 """
 
 import contextlib
@@ -31,12 +30,12 @@ from .waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
-# Colours of code blocks would need one more package.
+# Syntax highlighting would need another package.
 STRICT = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none", "traceback": True}
 
 
 class TableOfContents(Directive):
-    """Sphinx's ``toctree``, as links: so it can be seen whether there is what they name."""
+    """Sphinx's ``toctree``, as links, so that their targets can be checked."""
 
     has_content = True
     option_spec = dict.fromkeys(("caption", "hidden", "maxdepth", "titlesonly"), str)
@@ -51,27 +50,27 @@ directives.register_directive("toctree", TableOfContents)
 
 
 def tree_of(path: Path) -> nodes.document:
-    """A document; what docutils would warn of is an error."""
+    """A parsed document; docutils' warnings are errors."""
     settings = {**STRICT, "warning_stream": io.StringIO()}
     return publish_doctree(path.read_text(), str(path), settings_overrides=settings)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and what it prints."""
+    """One command and its documented output."""
 
     command: str
     output: str
 
     def prints(self, printed: str) -> bool:
-        """Whether ``printed`` is what stands there, where that is not ``...``."""
+        """Whether ``printed`` matches the documented output, with ``...`` for anything."""
         wanted, got = self.output.strip() + "\n", printed.strip() + "\n"
         return doctest.OutputChecker().check_output(wanted, got, doctest.ELLIPSIS)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that was run: what it printed, on both streams, in the document's words."""
+    """A command that was run, and its output (both streams), with the document's names."""
 
     command: str
     output: str
@@ -94,7 +93,7 @@ class Block:
 
 
 def _command_and_output(text: str) -> tuple[str, str]:
-    """A command, with the lines that go on with it, and what it prints."""
+    """A command, with its continuation lines, and its output."""
     first, *rest = text.split("\n")
     more = list(takewhile(lambda line: line.startswith(">"), rest))
     command = [first, *(line[1:].removeprefix(" ") for line in more)]
@@ -109,7 +108,7 @@ def console_blocks(path: Path) -> Iterator[nodes.literal_block]:
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """All that can be run here: what needs a kernel of its own is run by tests/guest."""
+    """All blocks that can be run here; tests/guest runs those that need their own kernel."""
     found = [block for block in console_blocks(path) if not _is_for_elsewhere(block)]
     return [Block(block.astext()) for block in found]
 
@@ -119,7 +118,7 @@ def _is_for_elsewhere(block: nodes.literal_block) -> bool:
 
 
 def reason_not_to_run(block: nodes.literal_block) -> str:
-    """What a comment in front of a block, ``.. not run: ...``, says; empty if there is none."""
+    """The reason in a comment ``.. not run: ...`` before a block; empty if there is none."""
     place = block.parent.index(block)
     before = block.parent[place - 1] if place else None
     if not isinstance(before, nodes.comment):
@@ -128,10 +127,10 @@ def reason_not_to_run(block: nodes.literal_block) -> str:
 
 
 def plant_host(place: Path) -> Path:
-    """Make the files that documents find at https://host/; returns the directory.
+    """Make the files that documents use at https://host/; returns the directory.
 
-    Its debian.iso is a squashfs in truth: not every kernel can mount an ISO, and for a loop mount
-    it makes no difference. boot.iso and live.iso are what they are called.
+    Its debian.iso is really a squashfs: not every kernel can mount an ISO, and for a loop mount it
+    makes no difference. boot.iso and live.iso are ISO images.
     """
     tree, root = place / "tree", place / "served"
     tree.mkdir()
@@ -151,7 +150,7 @@ def plant_host(place: Path) -> Path:
 
 
 def _plant_live_medium(tree: Path, squashfs: Path) -> Path:
-    """What is in live.iso."""
+    """Make the tree of live.iso."""
     for name in ("live", "boot/grub", "doc"):
         (tree / name).mkdir(parents=True)
     (tree / "boot/grub/grub.cfg").write_text("linux /live/vmlinuz boot=live\n")
@@ -163,7 +162,7 @@ def _plant_live_medium(tree: Path, squashfs: Path) -> Path:
 
 
 def _make_disk(filesystem: Path, image: Path) -> None:
-    """A disk with a GPT: something to boot from, and a root filesystem."""
+    """Make a disk with a GPT: a boot partition and a root filesystem."""
     content = filesystem.read_bytes()
     image.write_bytes(bytes(2 << 20) + content + bytes(2 << 20))
     table = (
@@ -185,14 +184,14 @@ def _make_iso(tree: Path, image: Path) -> None:
 
 
 class Machine:
-    """Runs a block of commands in directories of its own, which stand for the machine's.
+    """Runs a block of commands in private directories, which replace the machine's.
 
-    The mount table is a copy too: mount(8) looks for lazyfs only where programs are installed, so
-    that place is covered by one that has it; and its fstab is an empty one.
+    It has its own mount namespace too: mount(8) looks for lazyfs only where programs are installed,
+    so a directory with lazyfs is mounted there; and fstab is empty.
     """
 
     def __init__(self, directory: Path, servers: Mapping[str, str]) -> None:
-        """``servers``: addresses as documents have them, and those that stand for them here."""
+        """``servers``: addresses in documents, and their replacements here."""
         self.directory = directory / "machine"
         self.cwd = self.directory / "cwd"
         self.home = self.directory / "home"
@@ -209,11 +208,11 @@ class Machine:
         self._fstab.touch()
 
     def run(self, commands: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run them until one fails; stderr ends with that one. In the end nothing is mounted."""
+        """Run them until one fails; stderr ends with that one. Fails if a mount is left."""
         return self._shell("-exc", [*map(self._here, commands)])
 
     def run_each(self, commands: list[str]) -> list[Done]:
-        """Run them all in one shell, also behind one that fails. In the end nothing is mounted."""
+        """Run them all in one shell, even after one that fails. Fails if a mount is left."""
         lines = [f"{self._here(command)}\nprintf '\\0%s\\0' $?" for command in commands]
         done = self._shell("-c", ["exec 2>&1", *lines])
         *said, rest = done.stdout.split("\0")
@@ -224,7 +223,7 @@ class Machine:
         return found
 
     def daemons(self) -> list[int]:
-        """Those that serve an image from these servers."""
+        """The daemons that serve images of these servers."""
         lines = Path("/proc").glob("[0-9]*/cmdline")
         return [int(line.parent.name) for line in lines if self._is_ours(line)]
 
@@ -233,7 +232,7 @@ class Machine:
         eventually(lambda: self.daemons() == [], "no daemon is left")
 
     def clean_up(self) -> None:
-        """End what a block that failed has left: a daemon that is told to end unmounts."""
+        """End the daemons left by a failed block, which unmount by themselves."""
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # the first may be refused
             for pid in self.daemons():
                 with contextlib.suppress(ProcessLookupError):

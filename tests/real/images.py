@@ -17,7 +17,7 @@ MIB = 1 << 20
 PROBE = "deep/in/the/tree/probe.bin"  # the 1 MiB file of the 1 GiB squashfs
 _MAKE_LIMIT = 300.0  # seconds
 
-# Real images that others made, by the Debian package that carries them.
+# Real images made by others, by Debian package.
 PACKAGED = {
     "grub-rescue-pc": (
         "usr/lib/grub-rescue/grub-rescue-cdrom.iso",
@@ -32,7 +32,7 @@ PACKAGED = {
 
 
 def cache_directory() -> Path:
-    """Where images are kept. A place that servers which give up root can read."""
+    """The directory for images, readable by servers that drop root privileges."""
     named = os.environ.get("LAZYFS_TEST_CACHE")
     fallback = Path("/var/cache/lazyfs-tests") if IS_ROOT else Path.home() / ".cache/lazyfs-tests"
     directory = Path(named).absolute() if named else fallback
@@ -41,20 +41,20 @@ def cache_directory() -> Path:
 
 
 class Images:
-    """The images, each made when it is first asked for; ``root`` is what servers serve."""
+    """The images, each made on first use; ``root`` is the root of servers."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory
 
     def random(self) -> Path:
-        """128 MiB and a few bytes, so that the last block is a short one."""
+        """128 MiB and a few bytes, so that the last block is short."""
         with self._making("random-128M.raw") as path:
             if path:
                 _write_random(path, 128 * MIB + 777, seed=1)
         return self.root / "random-128M.raw"
 
     def tree(self) -> Path:
-        """A directory of 110 MiB, with the sizes and names that are worth a test."""
+        """A directory of 110 MiB, with sizes and names that are edge cases."""
         with self._making("tree") as path:
             if path:
                 _plant(path)
@@ -116,7 +116,7 @@ class Images:
         return self.root / "large.squashfs", (self.root / "large.sha256").read_text()
 
     def terabyte(self) -> Path:
-        """1 TiB of nothing, with a mark in the first, a middle and the last megabyte."""
+        """1 TiB of zeros, with a mark in the first, a middle and the last megabyte."""
         with self._making("terabyte.raw") as path:
             if path:
                 with open(path, "wb") as file:
@@ -126,7 +126,7 @@ class Images:
         return self.root / "terabyte.raw"
 
     def packaged(self, package: str, member: str) -> Path:
-        """An image out of a Debian package: the installed one, or the package is fetched."""
+        """An image from a Debian package, which is downloaded if it is not installed."""
         name = f"packaged/{package}/{member}"
         with self._making(name) as path:
             if path:
@@ -135,7 +135,7 @@ class Images:
 
     @contextlib.contextmanager
     def _making(self, name: str) -> Iterator[Path | None]:
-        """The path to make ``name`` at, or None when it is there; only whole ones get the name."""
+        """The path at which to make ``name``, or None if it exists; renamed once complete."""
         final = self.root / name
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w") as lock:
@@ -157,7 +157,7 @@ def terabyte_marks() -> tuple[int, ...]:
 
 
 def listing(directory: Path) -> dict[str, tuple[str, str]]:
-    """Every path below a directory, with its kind and its content's digest."""
+    """Every path below a directory, with its kind and the digest of its content."""
     found = {}
     for folder, folders, files in os.walk(directory):
         for name in [*folders, *files]:
@@ -205,7 +205,7 @@ def _plant(tree: Path) -> None:
 
 
 def _plant_large(tree: Path) -> str:
-    """1 GiB; returns the digest of PROBE."""
+    """Make a tree of 1 GiB; returns the digest of PROBE."""
     for number in range(5000):
         path = tree / f"small/{number % 50:02d}/{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def _plant_large(tree: Path) -> str:
 
 
 def _mksquashfs(tree: Path, image: Path) -> None:
-    """Data stay as they are (they are random), inodes and directories are packed as usual."""
+    """Data is stored uncompressed (it is random), inodes and directories compressed as usual."""
     tool = need_tool("mksquashfs", "squashfs-tools")
     options = ["-noappend", "-no-progress", "-quiet", "-noD", "-noF", "-processors", "2"]
     run_well([tool, tree, image, *options], _MAKE_LIMIT)
@@ -247,7 +247,7 @@ def _find_packaged(package: str, member: str, directory: Path) -> Path:
 
 
 def _partition(path: Path, filesystems: Sequence[Path]) -> None:
-    """A disk with a partition for each filesystem, named like its kind, and an empty one."""
+    """Make a disk with a partition per filesystem, named after its kind, and an empty one."""
     with open(path, "wb") as file:
         file.truncate(4 << 30)
     start, lines = MIB, ["label: gpt"]

@@ -1,4 +1,4 @@
-"""What takes long to make is kept outside the tree between runs."""
+"""Artefacts that are slow to make, kept outside the tree between runs."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def workroom(directory: Path, name: str = "") -> Iterator[None]:
-    """``directory``, for one at a time of those who give this name; it is made if need be."""
+    """Lock ``directory`` exclusively, by ``name``; it is made if necessary."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     with open(directory / f"{f'.{name}' if name else ''}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -19,9 +19,9 @@ def workroom(directory: Path, name: str = "") -> Iterator[None]:
 
 
 def once(directory: Path, kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The directory of this kind with this key, made now if need be; an older one is removed.
+    """The directory of this kind with this key, made now if necessary; older ones are removed.
 
-    ``make`` fills a directory, which gets its name when it is whole.
+    ``make`` fills a directory, which is renamed once complete.
     """
     place = directory / f"{kind}-{key}"
     if not place.exists():
@@ -35,7 +35,7 @@ def once(directory: Path, kind: str, key: str, make: Callable[[Path], None]) -> 
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """A key for what is made of these."""
+    """A key for an artefact made from these parts."""
     total = hashlib.sha256()
     for part in parts:
         total.update(hashlib.sha256(part).digest())

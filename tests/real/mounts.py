@@ -1,4 +1,4 @@
-"""lazyfs as its users run it: as a program. Everything here ends within a time limit."""
+"""lazyfs run as a program, like users do. Everything here ends within a time limit."""
 
 import contextlib
 import errno
@@ -24,13 +24,13 @@ LAZYFS = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "lazyfs"
 
 COMMAND_LIMIT = 60.0  # seconds for any command that is not a long read
 READ_LIMIT = 120.0  # seconds for reading a whole image
-_MOUNT_LIMIT = 240.0  # seconds after which a mount is taken from under a test that hangs
+_MOUNT_LIMIT = 240.0  # seconds until a mount is removed by force, in case a test hangs
 
 _COMPLAINT = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """What lazyfs and the tools see: nothing of the tester's own set-up."""
+    """The environment of lazyfs and the tools, without the tester's own settings."""
     path = os.pathsep.join([str(_SCRIPT.parent), "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
     return {"HOME": str(home), "PATH": path, "LC_ALL": "C.UTF-8", **more}
 
@@ -43,7 +43,7 @@ def run(
     cwd: Path | None = None,
     user: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with its output captured. ``user``: a uid without any groups."""
+    """Run a command to completion, and capture its output. ``user``: a uid, without groups."""
     if env is None:
         env = environment(Path("/nonexistent"))
     return subprocess.run(
@@ -70,10 +70,10 @@ def run_well(command: Sequence[str | Path], limit: float = COMMAND_LIMIT) -> str
 
 
 class Mounted:
-    """One mount of lazyfs and its daemon."""
+    """A mount of lazyfs, and its daemon."""
 
     def __init__(self, path: Path, cache: Path, log: Path, pid: int) -> None:
-        self.said = ""  # what the command wrote to stderr
+        self.said = ""  # the command's stderr
         self.path = path
         self.cache = cache
         self.log = log
@@ -82,14 +82,14 @@ class Mounted:
 
     @property
     def image(self) -> Path:
-        """The file that is the image: the mount point, or the only file in it."""
+        """The image file: the mount point, or the only file in it."""
         if self.path.is_file():
             return self.path
         (only,) = self.path.iterdir()
         return only
 
     def cached(self) -> int:
-        """Bytes of the image that are held locally, by its extended attribute."""
+        """Bytes of the image that are cached, by its extended attribute."""
         return int(os.getxattr(self.image, "user.lazyfs.cached"))
 
     def signal(self, number: int) -> None:
@@ -113,11 +113,11 @@ class Mounted:
         return self.log.read_text() if self.log.exists() else ""
 
     def complaints(self) -> list[str]:
-        """What the daemon logged at WARNING and above."""
+        """The daemon's log lines at WARNING and above."""
         return [line for line in self.messages().splitlines() if _COMPLAINT.search(line)]
 
     def peak_memory(self) -> int:
-        """The most memory that the daemon has held, in bytes (VmHWM of proc(5))."""
+        """The peak memory of the daemon, in bytes (VmHWM of proc(5))."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
         assert found
@@ -133,7 +133,7 @@ class Mounted:
         self.take_away()
 
     def take_away(self) -> None:
-        """End it by force: readers that hang get an error."""
+        """End it by force; hanging reads fail."""
         if not self.has_ended():
             with contextlib.suppress(ProcessLookupError):
                 self.signal(9)
@@ -149,7 +149,7 @@ class Mounted:
 
 
 class Lab:
-    """A test's own directory, home, cache and mount points."""
+    """A test's directory, home, cache and mount points."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -177,9 +177,9 @@ class Lab:
         troubled: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> Iterator[Mounted]:
-        """``lazyfs ARGUMENTS MOUNTPOINT``, mounted for as long as the block lasts.
+        """``lazyfs ARGUMENTS MOUNTPOINT``, mounted while the block runs.
 
-        ``troubled``: the daemon may log warnings and errors; otherwise none is accepted.
+        ``troubled``: the daemon may log warnings and errors; otherwise they fail the test.
         """
         at = at or self.mountpoint()
         cache = cache or self.cache
@@ -203,7 +203,7 @@ class Lab:
 
 @contextlib.contextmanager
 def adopted(at: Path, cache: Path, log: Path) -> Iterator[Mounted]:
-    """A mount that is already there; it ends with the block, also when a test hangs."""
+    """An existing mount; it ends with the block, even if a test hangs."""
     try:
         mounted = Mounted(at, cache, log, daemon_of(at))
     except BaseException:
@@ -221,7 +221,7 @@ def adopted(at: Path, cache: Path, log: Path) -> Iterator[Mounted]:
 
 
 def daemon_of(mountpoint: Path) -> int:
-    """The process id of the daemon, which shows its mount point in ``ps``."""
+    """The process id of the daemon, found by its mount point in its command line."""
     found = [pid for pid in _processes() if _serves(pid, mountpoint)]
     assert len(found) == 1, f"one daemon should serve {mountpoint}, not {found}"
     return found[0]
@@ -240,9 +240,9 @@ def _serves(pid: int, mountpoint: Path) -> bool:
 
 
 def mount_line(path: Path) -> str:
-    """The line of /proc/self/mounts for this mount point; empty when nothing is mounted there."""
+    """The line of /proc/self/mounts for this mount point; empty if nothing is mounted there."""
     lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    written = str(path).replace(" ", r"\040")  # as getmntent(3) has it
+    written = str(path).replace(" ", r"\040")  # as in getmntent(3)
     return next((line for line in reversed(lines) if line.split(" ")[1] == written), "")
 
 
@@ -250,11 +250,11 @@ def is_mounted(path: Path) -> bool:
     return mount_line(path) != ""
 
 
-# Reading, in processes that can be given up
+# Reading, in processes that can be killed
 
 
 class ReadFailed(Exception):
-    """A read gave an error; ``errno`` says which."""
+    """A read failed, with this ``errno``."""
 
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode.get(number, str(number)))
@@ -279,7 +279,7 @@ except OSError as error:
 
 
 def start_reading(path: Path, offset: int, length: int) -> subprocess.Popen[bytes]:
-    """A process that reads these bytes and no more (the kernel reads nothing ahead for it).
+    """A process that reads exactly these bytes (without the kernel's read-ahead).
 
     Its exit code is the errno of the read, or 0.
     """
@@ -288,7 +288,7 @@ def start_reading(path: Path, offset: int, length: int) -> subprocess.Popen[byte
 
 
 def finish_reading(reader: subprocess.Popen[bytes], limit: float = COMMAND_LIMIT) -> bytes:
-    """What the reader read. Raises ReadFailed, or fails when it takes longer than ``limit``."""
+    """The bytes read. Raises ReadFailed, or fails if it takes longer than ``limit`` seconds."""
     with reader:
         try:
             content, _ = reader.communicate(timeout=limit)
@@ -302,12 +302,12 @@ def finish_reading(reader: subprocess.Popen[bytes], limit: float = COMMAND_LIMIT
 
 
 def read(path: Path, offset: int, length: int, limit: float = COMMAND_LIMIT) -> bytes:
-    """Exactly these bytes, with nothing read ahead by the kernel. Raises ReadFailed."""
+    """Read exactly these bytes, without the kernel's read-ahead. Raises ReadFailed."""
     return finish_reading(start_reading(path, offset, length), limit)
 
 
 def same_content(one: Path, other: Path) -> bool:
-    """What cmp(1) says."""
+    """Whether two files are equal, by cmp(1)."""
     done = run(["cmp", one, other], limit=READ_LIMIT)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode == 0
@@ -317,7 +317,7 @@ def same_content(one: Path, other: Path) -> bool:
 
 
 def need_loop() -> None:
-    """Skip where no loop device can be had."""
+    """Skip if loop devices are not available."""
     if not IS_ROOT:
         pytest.skip("loop devices need root")
     if not Path("/dev/loop-control").exists():
@@ -325,7 +325,7 @@ def need_loop() -> None:
 
 
 def need_tool(name: str, package: str) -> str:
-    """The path of a program; skips where it is not installed."""
+    """The path of a program; skips if it is not installed."""
     path = find_program(name)
     if not path:
         pytest.skip(f"{name} is not installed (Debian package {package})")
@@ -344,7 +344,7 @@ def loop_device(backing: Path) -> Iterator[Path]:
 
 
 def _attach(backing: Path) -> Path:
-    """Take a free loop device, by name; the lock keeps tests apart, the loop everybody else."""
+    """Set up a free loop device, by name. The lock excludes other tests; retries handle others."""
     with open(Path(tempfile.gettempdir()) / "lazyfs-tests-loop.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""Waiting for what gives no signal of its own, never without a limit."""
+"""Polling for conditions that cannot be awaited, with a time limit."""
 
 import time
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 #!/bin/sh
 # live-boot: the parameter lazyfs=URL.
 #
-# live-boot then does what it does for httpfs=: it sets up the network and calls do_httpmount, which
-# is replaced here. URL is an ISO image with live/*.squashfs in it, or a squashfs alone.
+# live-boot handles it like httpfs=: it sets up the network and calls do_httpmount, which is
+# replaced here. URL is an ISO image with live/*.squashfs in it, or a bare squashfs.
 
 Lazyfs_parameters ()
 {
@@ -32,7 +32,7 @@ Lazyfs_takes_over ()
 	}
 }
 
-# An image without an ISO image around it becomes a directory that live-boot takes as it is.
+# A bare squashfs becomes a directory that live-boot uses as it is.
 Lazyfs_mount ()
 {
 	device="${1}"
