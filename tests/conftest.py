@@ -3,6 +3,7 @@
 And what many of them read: the images, and the server that has them.
 """
 
+import gc
 import logging
 import os
 import re
@@ -20,6 +21,12 @@ from real.servers import Nginx
 settings.register_profile("lazyfs", deadline=None)
 settings.register_profile("quick", deadline=None, max_examples=15)
 settings.load_profile(os.environ.get("LAZYFS_HYPOTHESIS", "lazyfs"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of later garbage collections, which some tests ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass

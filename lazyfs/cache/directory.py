@@ -10,6 +10,7 @@ from pathlib import Path
 from lazyfs.cache.layout import CacheLock, Layout, clear
 from lazyfs.core.errors import CacheBusy, CacheError
 from lazyfs.system.filelocks import is_marked
+from lazyfs.system.ownfiles import open_own
 
 BRIEF = 0.2  # seconds: another process may hold the lock for a moment to look at its holder
 _SECTOR = 512  # bytes; the unit of st_blocks
@@ -87,7 +88,7 @@ def _entry(directory: Path) -> Entry | None:
         return Entry(
             paths,
             allocated(directory),
-            paths.lock.stat().st_mtime,
+            paths.lock.lstat().st_mtime,
             _holder(paths.lock),
             _is_stood_on(paths.data),
         )
@@ -96,12 +97,13 @@ def _entry(directory: Path) -> Entry | None:
 
 def allocated(directory: Path) -> int:
     """Bytes on disk of the files in a cache's directory. Raises OSError."""
-    return sum(item.stat().st_blocks for item in os.scandir(directory)) * _SECTOR
+    found = (item.stat(follow_symlinks=False) for item in os.scandir(directory))
+    return sum(status.st_blocks for status in found) * _SECTOR
 
 
 def _is_stood_on(data: Path) -> bool:
     try:
-        fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_own(data, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -112,7 +114,7 @@ def _is_stood_on(data: Path) -> bool:
 
 def _holder(lock: Path) -> str | None:
     """The process that holds a lock, as the lock file says; None for none."""
-    fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_own(lock, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

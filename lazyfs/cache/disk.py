@@ -45,6 +45,7 @@ from lazyfs.core.device import Identity
 from lazyfs.core.errors import CacheError, CacheUnknown, ImageChanged
 from lazyfs.core.options import OnChange
 from lazyfs.core.ranges import Span, bytes_of
+from lazyfs.system.ownfiles import open_own
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def _load_bitmap(file: File, blocks: int) -> Bitmap:
 def saved_bitmap(paths: Layout, meta: Meta) -> Bitmap:
     """The blocks that a cache claims to hold, read without changing it. Raises OSError."""
     bitmap = Bitmap(-(-meta.identity.size // meta.block_size))
-    with paths.bitmap.open("rb") as file:
+    with open(open_own(paths.bitmap, os.O_RDONLY), "rb") as file:
         for page in range(padded_bytes(bitmap.block_count) // PAGE):
             bitmap.load(page, file.read(PAGE).ljust(PAGE, b"\0"))
     return bitmap

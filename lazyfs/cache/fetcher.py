@@ -17,7 +17,7 @@ from lazyfs.cache.fill import CALM, FillPolicy
 from lazyfs.cache.health import Health
 from lazyfs.cache.plan import Fetch
 from lazyfs.core.device import Link, Priority, Slot, Source, Stream
-from lazyfs.core.errors import InternalError, LazyfsError, TransientError
+from lazyfs.core.errors import LazyfsError, TransientError
 from lazyfs.core.options import EACH_REQUEST
 from lazyfs.core.ranges import Span
 
@@ -28,7 +28,7 @@ LARGEST_FETCH = 8 << 20
 SHORT = 128 << 10  # bytes: up to this, a request is mostly round trip
 MOST_TOGETHER = 4  # short requests that are pipelined on one slot
 PRELOADS_TOGETHER = 16
-BUSY = 1.5  # bandwidth-delay products in flight that keep a link busy
+BUSY = 2.0  # bandwidth-delay products in flight that keep a link busy
 BURST = 0.01  # seconds of the rate: on short links, the process is what takes time
 SMALLEST_WINDOW = 256 << 10  # bytes
 MOST_DEFECTS = 100  # tracebacks in the log
@@ -288,7 +288,7 @@ class Fetcher:
                 self._defects.add(defect)
                 log.exception("%s: a fetch failed in an unforeseen way", name)
             why = f"{name}: a fetch failed in an unforeseen way: {defect}"
-            slot.failed(TransientError(why, InternalError.usual_cure))
+            slot.failed(TransientError(why, "this is a defect of lazyfs: please report it"))
         else:
             self._log_request(Span(first, fetch.next), fetch.priority, began)
             return True

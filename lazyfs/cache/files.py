@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lazyfs.core.ranges import Span
 from lazyfs.system.filelocks import is_marked
+from lazyfs.system.ownfiles import open_own
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _SECTOR = 512  # bytes; the unit of st_blocks
@@ -20,10 +21,13 @@ class File:
     """One open sparse file of a fixed length. All errors are OSErrors."""
 
     def __init__(self, path: Path, length: int) -> None:
-        """Open the file, or create it with mode 0600; truncate or extend it to ``length`` bytes."""
+        """Open the file, or create it with mode 0600; truncate or extend it to ``length`` bytes.
+
+        It must be ours alone (``system/ownfiles.py``).
+        """
         self.path = path
         self.length = length
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        self._fd = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             if os.fstat(self._fd).st_size != length:
                 os.ftruncate(self._fd, length)

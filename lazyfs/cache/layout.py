@@ -19,14 +19,22 @@ from lazyfs.cache.bitmap import padded_bytes
 from lazyfs.core.device import Identity
 from lazyfs.core.errors import CacheBusy, CacheError, CacheUnknown
 from lazyfs.core.options import CACHE_ENDINGS, is_block_size
-from lazyfs.system.atomicfile import write_whole
+from lazyfs.system.atomicfile import PARTIAL, write_own
+from lazyfs.system.ownfiles import (
+    check_directory,
+    check_file,
+    check_inner_directory,
+    make_directory,
+    open_own,
+)
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUM = 8  # bytes of a block's checksum
 _LONGEST_META = 64 << 10  # characters
-_VIEW = re.compile(r"-[0-9a-f]{16}(\.new)?")  # the end of a view's catalog's name
+_VIEW = re.compile(r"-[0-9a-f]{16}")  # the end of a view's catalog's name
+_PARTIAL = re.compile(rf"(.+?)(?:{PARTIAL}|\.new)")
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,36 @@ class Layout:
         return self.catalog.with_name(f"{self.catalog.name}-{view}") if view else self.catalog
 
     @property
+    def files(self) -> list[Path]:
+        """All files, which need not exist."""
+        named = self.data, self.bitmap, self.sums, self.meta, self.lock, self.claim
+        return [*named, *self.catalogs]
+
+    @property
     def catalogs(self) -> list[Path]:
         """The catalogs of the image and of its existing views."""
-        try:
-            beside = sorted(os.listdir(self.catalog.parent))
-        except OSError:
-            beside = []
-        name = self.catalog.name
-        views = (n for n in beside if n.startswith(name) and _VIEW.fullmatch(n[len(name) :]))
+        views = (name for name in self._beside() if self._is_view(name))
         return [self.catalog, *(self.catalog.with_name(view) for view in views)]
 
     @property
     def partial(self) -> list[Path]:
         """Temporary files that a process may have left behind while writing."""
-        return [path.with_name(f"{path.name}.new") for path in (self.meta, *self.catalogs)]
+        found = ((name, _PARTIAL.fullmatch(name)) for name in self._beside())
+        return [self.meta.with_name(n) for n, match in found if match and self._is_ours(match[1])]
+
+    def _is_ours(self, name: str) -> bool:
+        return name in (self.meta.name, self.catalog.name) or self._is_view(name)
+
+    def _is_view(self, name: str) -> bool:
+        beginning = self.catalog.name
+        return name.startswith(beginning) and bool(_VIEW.fullmatch(name[len(beginning) :]))
+
+    def _beside(self) -> list[str]:
+        """The names of the files in the directory of metadata and catalogs."""
+        try:
+            return sorted(os.listdir(self.catalog.parent))
+        except OSError:
+            return []
 
 
 class CacheLock:
@@ -113,8 +137,8 @@ class CacheLock:
     def _taken(self, path: Path, until: float) -> int:
         """A descriptor that holds the lock. Raises CacheBusy, CacheError or OSError."""
         while True:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+            make_directory(path.parent)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT)
             try:
                 if _flock(fd):
                     if not _HOLDER.fullmatch(os.pread(fd, 32, 0)):
@@ -176,7 +200,7 @@ class Meta:
             "block_size": self.block_size,
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_whole(path, text.encode(), synced=True)
+        write_own(path, text.encode(), synced=True)
 
     @classmethod
     def load(cls, path: Path) -> "Meta | None":
@@ -186,7 +210,7 @@ class Meta:
         momentary disk failure must not cost the cache.
         """
         try:
-            with open(path, encoding="utf-8", opener=_at_once) as file:
+            with open(open_own(path, os.O_RDONLY), encoding="utf-8") as file:
                 content = json.loads(file.read(_LONGEST_META))
             if content["format"] != FORMAT:
                 raise CacheUnknown(f"{path} is of another format")
@@ -215,9 +239,35 @@ class Meta:
         return cls(str(content["url"]), identity, block_size)
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Open a file; if it is a pipe, do not wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def prepare(paths: Layout) -> None:
+    """Make the directories of a cache, and see that nobody else has anything there.
+
+    The directory of files that a user named is theirs to choose. Raises CacheError.
+    """
+    if not paths.foreign:
+        _prepare_directory(paths.lock.parent)
+    for path in paths.files:
+        try:
+            check_file(path, path.lstat())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CacheError(
+                f"the cache file {path} cannot be used: {error.strerror}",
+                "name another place with --cache-dir, or use --no-cache",
+            ) from error
+
+
+def _prepare_directory(directory: Path) -> None:
+    try:
+        make_directory(directory)
+        check_directory(directory.parent)
+        check_inner_directory(directory)
+    except OSError as error:
+        raise CacheError(
+            f"the cache directory {error.filename or directory} cannot be used: {error.strerror}",
+            "name another with --cache-dir, or use --no-cache",
+        ) from error
 
 
 def check_foreign(paths: Layout, meta: Meta | None) -> None:

@@ -11,6 +11,7 @@ from lazyfs.cache.layout import CacheLock, Meta
 from lazyfs.core import address
 from lazyfs.core.errors import CacheBusy, CacheError, CacheUnknown, UsageError
 from lazyfs.core.ranges import Span
+from lazyfs.system.ownfiles import check_directory
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ class Verdict:
 def all_caches(directory: Path) -> list[Cache]:
     """The caches in a directory, least recently used first. Raises CacheError."""
     try:
+        check_directory(directory)
         return [_looked_at(entry) for entry in caches.entries(directory)]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CacheError(
-            f"the cache directory {directory} cannot be read: {error.strerror}",
+            f"the cache directory {directory} cannot be used: {error.strerror}",
             "name another with --cache-dir",
         ) from error
 

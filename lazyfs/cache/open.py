@@ -11,7 +11,7 @@ import trio
 from lazyfs.cache.blockcache import BlockCache
 from lazyfs.cache.directory import allocated
 from lazyfs.cache.disk import DiskStore, open_disk_store
-from lazyfs.cache.layout import CacheLock, Layout, Meta
+from lazyfs.cache.layout import CacheLock, Layout, Meta, prepare
 from lazyfs.cache.memory import MemoryStore
 from lazyfs.cache.overflow import MEMORY_LIMIT, OverflowStore
 from lazyfs.cache.quota import Quota
@@ -41,7 +41,7 @@ async def open_cache(
         memory = MemoryStore(identity.size, _new_block_size(options), MEMORY_LIMIT)
         return BlockCache(name, source, memory, options.timeout), None
     layout = layout_of(options.cache, url)
-    lock = await trio.to_thread.run_sync(CacheLock, layout.lock)
+    lock = await trio.to_thread.run_sync(_locked, layout)
     try:
         await _open_source(source, url, layout, options.timeout)
         store = _open_store(name, source.identity, options, layout, lock)
@@ -49,6 +49,12 @@ async def open_cache(
         lock.close()
         raise
     return BlockCache(name, source, store, options.timeout, options.rate), store.copy
+
+
+def _locked(layout: Layout) -> CacheLock:
+    """The lock of a cache in a safe place. Raises CacheBusy or CacheError."""
+    prepare(layout)
+    return CacheLock(layout.lock)
 
 
 def layout_of(cache: CacheOptions, url: str) -> Layout:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from lazyfs.cache.directory import Entry, entries, remove
 from lazyfs.core.errors import CacheError
+from lazyfs.system.atomicfile import write_own
+from lazyfs.system.ownfiles import open_own
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Quota:
             if entry.holder is None and _removed(entry):
                 del sizes[entry.name]
         claim = min(wanted, limit - sum(sizes.values()))
-        (self._place / "claim").write_text(f"{max(0, claim)}\n")
+        write_own(self._place / "claim", f"{max(0, claim)}\n".encode())
         self._claim = claim
         if claim < wanted and claim < self._taken + self._needed:
             self.shortage = max(step, self._taken - claim)
@@ -114,7 +116,7 @@ class Quota:
     def _directory_locked(self) -> Iterator[bool]:
         """Try to lock the directory for making claims; yields whether that succeeded."""
         path = self._place.parent / "limit.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield True
@@ -129,7 +131,8 @@ def _claim_of(entry: Entry) -> int:
     if entry.process is None:
         return 0
     try:
-        return int(entry.paths.claim.read_text()[:20])
+        with open(open_own(entry.paths.claim, os.O_RDONLY), encoding="ascii") as file:
+            return int(file.read(20))
     except (OSError, ValueError):
         return 0
 

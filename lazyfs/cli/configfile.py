@@ -12,17 +12,21 @@ servers of that name, or, if it begins with ``*.``, of all names with that endin
 The user's file overrides the system's file, and the command line overrides both.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lazyfs.core.errors import UsageError
+from lazyfs.system.ownfiles import complaint
 
 SYSTEM = Path("/etc/lazyfs.conf")
 INSTEAD = "LAZYFS_CONFIG"  # environment variable: a file to read instead; empty for none
 _HOSTS = "host"
+_LONGEST = 1 << 20  # characters
 
 
 class Setting(NamedTuple):
@@ -51,12 +55,25 @@ class Config:
 
 
 def files() -> list[Path]:
-    """The paths of configuration files, the highest priority last."""
+    """The paths of configuration files, the highest priority last. Raises UsageError."""
     instead = os.environ.get(INSTEAD)
     if instead is not None:
         return [Path(instead)] if instead else []
+    return [SYSTEM, *_of_user()]
+
+
+def _of_user() -> list[Path]:
+    """The user's own file; none without a home. Raises UsageError.
+
+    A relative path is refused: it would mean whatever directory lazyfs happens to be started in.
+    """
+    variable = "XDG_CONFIG_HOME" if os.environ.get("XDG_CONFIG_HOME") else "HOME"
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return [SYSTEM, Path(home, "lazyfs/config")]
+    if home.startswith("~"):
+        return []
+    if not os.path.isabs(home):
+        raise UsageError(f"{variable} is no absolute path", "set it to one that begins with /")
+    return [Path(home, "lazyfs/config")]
 
 
 def load(paths: Iterable[Path]) -> Config:
@@ -74,7 +91,7 @@ def load(paths: Iterable[Path]) -> Config:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = _read(path)
         import tomllib  # imported here, because most users have no file
 
         return tomllib.loads(text)
@@ -91,6 +108,36 @@ def _content(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not TOML{place}", 'write lines like: cache-size = "10G"'
         ) from error
+
+
+def _read(path: Path) -> str:
+    """The text of a file that nobody else can have written. Raises OSError, ValueError, UsageError.
+
+    It can name programs (``header-command``), which run as we do: as root, perhaps.
+    """
+    _check(path, path.stat())  # before it is opened, which may do something to a device
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8") as file:
+        _check(path, os.fstat(fd))
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise UsageError(f"{path} is too long for a configuration", f"name another with {INSTEAD}")
+    return text
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    """Raises UsageError if a file is not regular, or somebody else's; OSError for a directory."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(
+            f"the configuration {path} is no regular file", f"name another with {INSTEAD}"
+        )
+    if why := complaint(found, os.geteuid()):
+        raise UsageError(
+            f"the configuration {path} cannot be trusted: it {why}",
+            f"make it your own (chown, chmod go-w), or name another with {INSTEAD}",
+        )
 
 
 def _sections(hosts: Any, path: Path) -> Iterator[tuple[str, Settings]]:

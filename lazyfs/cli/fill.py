@@ -40,7 +40,8 @@ def wait_complete(daemon: Daemon) -> int:
         while not all(image["complete"] for image in images):
             stopped = [i for i in images if not i["filling"] and i["cached"] < i["size"]]
             if stopped:
-                print(f"lazyfs: {stopped[0]['url']}: the fill has stopped", file=sys.stderr)
+                url = printable(stopped[0]["url"])
+                print(f"lazyfs: {url}: the fill has stopped", file=sys.stderr)
                 return 1
             trouble = next((image["trouble"] for image in images if image["trouble"]), "")
             if trouble and trouble != told:

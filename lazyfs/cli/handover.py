@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
 from lazyfs.cli.steer import parser
-from lazyfs.cli.terminal import for_stdout
+from lazyfs.core.texts import printable
 from lazyfs.daemon.client import daemon_at
 
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     with printing():
         for found in devices:
             fate = f"stays: {found['stays']}" if found["stays"] else "stands on the copy now"
-            print(for_stdout(f"{found['device']} {fate}"))
+            print(printable(f"{found['device']} {fate}"))
         if not devices:
             print("no loop device stands on it: on a complete image they move by themselves")
     return 1 if any(found["stays"] for found in devices) else 0

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from lazyfs.cli.commandtable import COMMANDS
-from lazyfs.cli.output import report
+from lazyfs.cli.output import give_up_stdout, open_standard_streams, report
 from lazyfs.cli.parser import suggestion
 from lazyfs.core.errors import LazyfsError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code: 0, 1 for an error, 2 for wrong usage."""
+    open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return run(arguments)
@@ -24,8 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has closed it
-        from lazyfs.cli.output import give_up_stdout
-
         give_up_stdout()
         return 141  # a shell's status for a program ended by SIGPIPE
 

@@ -17,6 +17,7 @@ from lazyfs.core.errors import OutputError
 from lazyfs.core.options import format_size
 from lazyfs.core.texts import printable
 from lazyfs.daemon.client import daemon_at
+from lazyfs.system.atomicfile import write_whole
 
 _ROWS = 12  # on a terminal; all full, since blanks in the last would look like missing parts
 _DRAWN = 1024  # cells in a drawing
@@ -65,6 +66,6 @@ def _width() -> int:
 def _draw(path: Path, images: Sequence[tuple[str, Sequence[Cell]]]) -> None:
     """Write the SVG file. Raises OutputError."""
     try:
-        path.write_text(heatmap.svg(images), encoding="utf-8")
+        write_whole(path, heatmap.svg(images).encode(), 0o666)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error

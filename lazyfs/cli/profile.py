@@ -15,6 +15,7 @@ from lazyfs.daemon.client import daemon_at
 from lazyfs.prefetch import profile
 from lazyfs.prefetch.files import load
 from lazyfs.prefetch.profile import Profile
+from lazyfs.system.atomicfile import write_whole
 
 _Command = Callable[[argparse.Namespace], None]
 _EXAMPLE = """\
@@ -99,7 +100,7 @@ def _merge(given: argparse.Namespace) -> None:
         sys.stdout.write(text)
         return
     try:
-        Path(given.output).write_text(text)
+        write_whole(Path(given.output), text.encode(), 0o666)
     except OSError as error:
         raise OutputError(f"{given.output} cannot be written: {error.strerror}") from error
 

@@ -1,4 +1,4 @@
-"""``lazyfs reload WHERE``: have a daemon reload its credentials."""
+"""``lazyfs reload WHERE``: have a daemon reload credentials, and open its log anew."""
 
 from collections.abc import Sequence
 
@@ -11,5 +11,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    what = "Read --header @FILE and --netrc again, and run --header-command again."
+    what = "Read logins again (--header @FILE, --netrc), and open --log-file anew."
     return parser("reload", what, "/mnt/img")

@@ -8,8 +8,8 @@ from typing import Any
 
 from lazyfs.cli.output import printing
 from lazyfs.cli.parser import Parser
-from lazyfs.cli.terminal import for_stdout
 from lazyfs.core.options import format_size
+from lazyfs.core.texts import printable
 from lazyfs.daemon.client import Daemon, daemon_at, running
 
 _EXAMPLE = """\
@@ -54,11 +54,11 @@ def _print(daemons: list[Daemon], *, as_json: bool, clear: bool) -> None:
 
 def _lines_of(status: dict[str, Any]) -> Iterator[str]:
     """The lines for a daemon: its place, and some lines per image."""
-    yield for_stdout(f"{status['where']}  ({status['front_end']}, process {status['pid']})")
+    yield printable(f"{status['where']}  ({status['front_end']}, process {status['pid']})")
     for image in status["images"]:
-        yield for_stdout(f"  {image['url']}")
+        yield printable(f"  {image['url']}")
         for name, value in summary(image).items():
-            yield for_stdout(f"    {name:<10}{value}")
+            yield printable(f"    {name:<10}{value}")
 
 
 def summary(image: dict[str, Any]) -> dict[str, str]:

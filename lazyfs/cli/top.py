@@ -61,7 +61,7 @@ def _screen(daemon: Daemon, history: deque[float]) -> RenderableType:
     cells = _MAP_ROWS * (width - 2)
     maps = {image["name"]: daemon.cells(image["name"], cells) for image in images}
     history.append(sum(image["flow"] for image in images))
-    parts = [Text(f"{daemon.where}  (process {daemon.status['pid']})", "bold")]
+    parts = [Text(printable(f"{daemon.where}  (process {daemon.status['pid']})"), "bold")]
     for image in images:
         parts += _image(image, maps[image["name"]], width)
     parts += _throughput(history, width)

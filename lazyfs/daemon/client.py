@@ -4,29 +4,36 @@ Root sees the daemons of all users. Answers of other users' daemons are untruste
 validated, have a time limit, and never decide which daemon a command is sent to.
 """
 
+import errno
 import logging
 import os
 import socket
+import stat
+import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lazyfs.core.errors import ControlError
+from lazyfs.core.texts import printable
 from lazyfs.protocols import control
 from lazyfs.system.mountinfo import KIND, all_mounts
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds to wait for a daemon's answer
+PATIENCE = 10.0  # seconds to wait for a daemon's answer, or for those of all together
 _RUN, _USERS = Path("/run/lazyfs"), Path("/run/user")
 _BOOT = _RUN / "run/lazyfs"  # of the daemon that serves a root filesystem, chrooted in _RUN
-_AT_ONCE = 16  # daemons asked concurrently
+_AT_ONCE = 64  # daemons asked concurrently
+_MOST_DAEMONS = 1000  # of a user
 _SEE_LOG = "see what it says: journalctl -t lazyfs"
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 _MOST_LINKS = 40  # symbolic links followed in one path; Linux's limit
 
 
@@ -47,6 +54,7 @@ _IMAGE = {
     "slowest": list,
 }
 _VIEW = {"chain": str, "size": int, "cached": int}
+_READ = {"ago": int | float, "offset": int, "length": int, "seconds": int | float}
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,12 @@ class Daemon:
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:
         """Send a command; returns its result. Raises ControlError."""
-        result = ask(self.socket, command, **fields)
-        return _checked(result) if command == "status" else result
+        return _checked(command, ask(self.socket, command, **fields))
 
     def cells(self, image: str, count: int) -> list[list[float]]:
         """An image in about ``count`` parts, each [local, ahead, coming]. Raises ControlError."""
         count = max(1, min(count, control.MOST_CELLS))
-        (found,) = self.ask("map", image=image, cells=count)["images"]
-        cells: list[list[float]] = found["cells"]
+        cells: list[list[float]] = self.ask("map", image=image, cells=count)["images"][0]["cells"]
         return cells
 
     def is_at(self, names: list[str]) -> bool:
@@ -88,7 +94,8 @@ class Daemon:
 def running() -> list[Daemon]:
     """Our own daemons, and as root those of other users, sorted by place.
 
-    A daemon that does not answer is named in a warning.
+    A daemon that does not answer is named in a warning. Raises ControlError if others can have put
+    sockets where our own are.
     """
     return sorted(_answering(_directories()), key=lambda daemon: daemon.where)
 
@@ -106,9 +113,17 @@ def daemon_at(where: str) -> Daemon:
 
 
 def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
-    """Send a command to the daemon behind a socket; returns its answer. Raises ControlError."""
+    """Send a command to the daemon behind a socket; returns its answer. Raises ControlError.
+
+    The daemon must be that of the owner of the socket's directory.
+    """
+    return _asked(path, control.asking(command, fields), time.monotonic() + PATIENCE)
+
+
+def _asked(path: Path, request: bytes, until: float) -> dict[str, Any]:
+    """The answer to a request, by the time ``until``. Raises ControlError."""
     try:
-        line = _exchanged(path, control.asking(command, fields))
+        line = _exchanged(path, request, until)
     except OSError as error:
         raise ControlError(
             f"the daemon at {path} cannot be asked: {error.strerror or error}", _SEE_LOG
@@ -119,13 +134,13 @@ def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
     return control.answered(line)
 
 
-def _exchanged(path: Path, line: bytes) -> bytes:
+def _exchanged(path: Path, line: bytes, until: float) -> bytes:
     """The answer to a line; without a final newline if it was cut off. Raises OSError."""
-    until = time.monotonic() + PATIENCE
     answer = bytearray()
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(max(0.001, until - time.monotonic()))
         connection.connect(os.fspath(path))
+        _check_peer(connection, path.parent.lstat().st_uid)
         connection.sendall(line)
         while not answer.endswith(b"\n") and len(answer) < control.LONGEST:
             connection.settimeout(max(0.001, until - time.monotonic()))
@@ -136,23 +151,37 @@ def _exchanged(path: Path, line: bytes) -> bytes:
     return bytes(answer)
 
 
+def _check_peer(connection: socket.socket, user: int) -> None:
+    """Raises OSError if the other end is not a process of ``user`` (SO_PEERCRED of unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, found, _ = _CREDENTIALS.unpack(raw)
+    if found != user:
+        raise OSError(errno.EPERM, f"another user is there (uid {found})")
+
+
 def _answering(directories: list[Path]) -> Iterator[Daemon]:
-    paths = [path for directory in directories for path in sorted(directory.glob("*.sock"))]
+    paths = [path for directory in directories for path in _sockets(directory)]
+    introduced = partial(_introduced, until=time.monotonic() + PATIENCE)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for daemon in pool.map(_introduced, paths):
+        for daemon in pool.map(introduced, paths):
             if daemon is not None:
                 yield daemon
 
 
-def _introduced(path: Path) -> Daemon | None:
-    """The daemon behind a socket; None if it has ended or does not answer."""
+def _sockets(directory: Path) -> list[Path]:
+    """The sockets in a directory, as many as may be daemons."""
+    return sorted(directory.glob("*.sock"))[:_MOST_DAEMONS]
+
+
+def _introduced(path: Path, until: float) -> Daemon | None:
+    """The daemon behind a socket; None if it has ended or does not answer by ``until``."""
     try:
-        return Daemon(path, _checked(ask(path, "status")))
+        return Daemon(path, _checked("status", _asked(path, control.asking("status", {}), until)))
     except ControlError as error:
         if isinstance(error.__cause__, ConnectionRefusedError):
             _clear_away(path)
         elif not isinstance(error.__cause__, FileNotFoundError):
-            log.warning("%s", error)
+            log.warning("%s", printable(str(error)))
         return None
 
 
@@ -163,18 +192,72 @@ def _clear_away(path: Path) -> None:
             path.unlink()
 
 
-def _checked(status: dict[str, Any]) -> dict[str, Any]:
-    """The status, if it has the fields that we use. Raises ControlError."""
-    known = _has(status, _STATUS) and all(_is_image(image) for image in status["images"])
-    if not known or not all(isinstance(place, str) for place in status["places"]):
+def _checked(command: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a command, if it has the fields that we use. Raises ControlError."""
+    if not _ANSWERS.get(command, _is_anything)(answer):
         raise ControlError(
             "a daemon says of itself what makes no sense", "use the same lazyfs on both sides"
         )
-    return status
+    return answer
+
+
+def _is_anything(_: Any) -> bool:
+    return True
+
+
+def _is_status(value: Any) -> bool:
+    return (
+        _has(value, _STATUS)
+        and all(isinstance(place, str) for place in value["places"])
+        and all(_is_image(image) for image in value["images"])
+    )
 
 
 def _is_image(value: Any) -> bool:
-    return _has(value, _IMAGE) and (value.get("view") is None or _has(value["view"], _VIEW))
+    return (
+        _has(value, _IMAGE)
+        and (value["view"] is None or _has(value["view"], _VIEW))
+        and all(_has(read, _READ) for read in value["slowest"])
+    )
+
+
+def _is_map(value: Any) -> bool:
+    """Whether this is the map of one image."""
+    if not _has(value, {"images": list}) or len(value["images"]) != 1:
+        return False
+    (image,) = value["images"]
+    return _has(image, {"cells": list}) and all(_is_cell(cell) for cell in image["cells"])
+
+
+def _is_cell(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3  # local, ahead, coming
+        and all(isinstance(share, int | float) and 0 <= share <= 1 for share in value)
+    )
+
+
+def _is_log(value: Any) -> bool:
+    return _has(value, {"lines": list}) and all(isinstance(line, str) for line in value["lines"])
+
+
+def _is_handover(value: Any) -> bool:
+    return _has(value, {"devices": list}) and all(
+        _has(device, {"device": str, "stays": str}) for device in value["devices"]
+    )
+
+
+def _is_preload(value: Any) -> bool:
+    return _has(value, {"bytes": int})
+
+
+_ANSWERS = {
+    "status": _is_status,
+    "map": _is_map,
+    "log": _is_log,
+    "handover": _is_handover,
+    "preload": _is_preload,
+}
 
 
 def _has(value: Any, fields: Mapping[str, Any]) -> bool:
@@ -220,17 +303,42 @@ def _is_within(name: str, where: str) -> bool:
 def _own_directory() -> Path:
     if os.geteuid() == 0:
         return _RUN
-    place = os.environ.get("XDG_RUNTIME_DIR")
-    if place:
+    place = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(place):
         return Path(place, "lazyfs")
     return Path(tempfile.gettempdir(), f"lazyfs-{os.geteuid()}")
 
 
+def check_own(directory: Path) -> None:
+    """See that only we can create files in a directory. Raises OSError, ControlError."""
+    found = directory.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & 0o022:
+        raise ControlError(
+            f"{directory} is open to others",
+            "remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        )
+
+
 def _trusted() -> list[Path]:
-    """The socket directories of daemons with our privileges."""
-    return [_own_directory(), *([_BOOT] if os.geteuid() == 0 else [])]
+    """The socket directories of daemons with our privileges. Raises ControlError."""
+    found = [_own_directory(), *([_BOOT] if os.geteuid() == 0 else [])]
+    for directory in found:
+        with suppress(FileNotFoundError):
+            check_own(directory)
+    return found
 
 
 def _directories() -> list[Path]:
-    """All directories with sockets that we may use."""
-    return [*_trusted(), *(sorted(_USERS.glob("*/lazyfs")) if os.geteuid() == 0 else [])]
+    """All directories with sockets that we may use. Raises ControlError."""
+    others = sorted(_USERS.glob("*/lazyfs")) if os.geteuid() == 0 else []
+    return [*_trusted(), *(directory for directory in others if _is_of_its_user(directory))]
+
+
+def _is_of_its_user(directory: Path) -> bool:
+    """Whether the user of this runtime directory has put it there, and not as a link."""
+    try:
+        found, above = directory.lstat(), directory.parent.lstat()
+    except OSError:  # it has just been removed
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == above.st_uid

@@ -181,7 +181,8 @@ class Commands:
         return {}
 
     async def _reload(self, fields: dict[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Reload credentials."""
+        """Reload credentials, and open the log file anew."""
+        logs.reopen()
         await self._stack.reload_credentials()
         log.info("logins are read anew")
         return {}

@@ -6,7 +6,6 @@ The commands themselves are handlers, passed in. The protocol is ``protocols/con
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import trio
 
 from lazyfs.core.errors import ControlError, LazyfsError
+from lazyfs.daemon.client import check_own
 from lazyfs.protocols import control
 
 log = logging.getLogger(__name__)
@@ -62,10 +62,7 @@ def listening_at(path: Path) -> Iterator[socket.socket]:
 def _make_own(directory: Path) -> None:
     """Make a directory in which only its owner can create files. Raises OSError, ControlError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    if not ours or found.st_mode & 0o022:
-        raise ControlError(f"{directory} is open to others", "remove it")
+    check_own(directory)
 
 
 class ControlServer:

@@ -1,12 +1,17 @@
 """Daemonizing and readiness: the shell gets its prompt back, or systemd is notified."""
 
+import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
+
+from lazyfs.daemon import logs
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +21,13 @@ Ready = Callable[[], None]
 def run_daemon(work: Callable[[Ready], int], *, foreground: bool) -> int:
     """Run ``work`` here, or in the background; returns the exit code for the shell."""
     return work(tell_ready) if foreground else run_in_background(work)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as may be: connections, clients and caches need some each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a hard limit above what the kernel takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def tell_ready() -> None:
@@ -36,9 +48,23 @@ def _tell(state: str, what: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.connect(place.replace("@", "\0", 1) if place[0] == "@" else place)
-            manager.send(state.encode())
+            _send(manager, state.encode())
     except OSError as error:
         log.warning("systemd cannot be told %s: %s", what, error.strerror)
+
+
+def _send(manager: socket.socket, line: bytes) -> None:
+    """Send now, or in a thread as soon as a manager that is busy takes it. Raises OSError."""
+    try:
+        manager.send(line, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        later = manager.dup()
+        threading.Thread(target=_send_and_close, args=(later, line), daemon=True).start()
+
+
+def _send_and_close(manager: socket.socket, line: bytes) -> None:
+    with manager, contextlib.suppress(OSError):
+        manager.send(line)
 
 
 def run_in_background(work: Callable[[Ready], int]) -> int:
@@ -78,7 +104,8 @@ def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
         for standard in (0, 1, 2):
             os.dup2(nothing, standard)
         os.close(nothing)
-        os.write(writer, b"1")
+        with contextlib.suppress(BrokenPipeError):  # our starter was killed: nobody wants to know
+            os.write(writer, b"1")
         os.close(writer)
 
     code = 1
@@ -88,5 +115,7 @@ def _be_daemon(work: Callable[[Ready], int], writer: int) -> NoReturn:
         # A defect, since work reports expected errors. Once detached, only the log shows it.
         log.exception("lazyfs failed in an unforeseen way")
     finally:
-        sys.stderr.flush()
+        logs.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            sys.stderr.flush()
         os._exit(code)

@@ -19,17 +19,20 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from lazyfs.core.errors import LazyfsError
-from lazyfs.core.options import DaemonOptions
+from lazyfs.core.options import DaemonOptions, Prefetch
 from lazyfs.core.texts import printable
 from lazyfs.daemon import logs
 from lazyfs.daemon.commands import FrontEnd, serve_control
-from lazyfs.daemon.daemonize import Ready, run_daemon, tell_failure
+from lazyfs.daemon.daemonize import Ready, raise_descriptor_limit, run_daemon, tell_failure
 from lazyfs.images.open import Stack, open_stack
-from lazyfs.images.preloading import preload
+from lazyfs.images.preloading import preload, preload_metadata
 from lazyfs.system import rootstorage
 from lazyfs.system.eventloop import run_to_the_end, signals_until_saved
 
 log = logging.getLogger(__name__)
+
+# With a timer, and by those who ask other programs for a report, or to rotate their logs.
+_STRAY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 
 Report = Callable[[LazyfsError], int]
 
@@ -69,7 +72,6 @@ class Daemon(ABC):
     ``ended``: logged at the end, when everything is saved; empty for nothing.
     """
 
-    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
     begun = ""
     ended = ""
 
@@ -95,20 +97,24 @@ def run(options: DaemonOptions, report: Report, daemon: Daemon) -> int:
     """
 
     def work(ready: Ready) -> int:
+        raise_descriptor_limit()
+        _survive_stray_signals()
         # Until readiness, warnings go to stderr, which the user sees.
         level = options.log.level if options.foreground else max(logging.WARNING, options.log.level)
-        logs.use(logs.terminal(options.log), level)
+        logs.use(logs.stderr(options.log), level)
         try:
             code = run_to_the_end(_live, options, daemon, ready)
         except LazyfsError as error:
             if options.foreground:
                 # While a service waits for a restart, systemctl does not show its log.
                 tell_failure(printable(str(error)))
-            return report(error)
+            logs.flush()
+            return report(error) if logs.stderr_takes_more() else error.exit_code
         finally:
             daemon.clean_up()
         if daemon.ended:
             log.info("%s", daemon.ended)
+        logs.flush()
         return code
 
     return run_daemon(work, foreground=options.foreground)
@@ -125,10 +131,12 @@ async def _live(options: DaemonOptions, daemon: Daemon, ready: Ready) -> int:
             nursery.start_soon(stack.run)
             try:
                 front_end = await daemon.begin(life)
-                signals = saved.enter_context(signals_until_saved(*daemon.signals))
+                signals = saved.enter_context(signals_until_saved(*_ending_signals()))
                 nursery.start_soon(_hear, daemon, signals, life)
                 for image in stack.images:
                     nursery.start_soon(preload, image, options.preload)
+                    if options.prefetch is not Prefetch.NONE:
+                        nursery.start_soon(preload_metadata, image)
                 serve_control(front_end, stack, nursery, closing)
                 await daemon.finish(life)
             except LazyfsError as error:
@@ -142,6 +150,25 @@ async def _live(options: DaemonOptions, daemon: Daemon, ready: Ready) -> int:
     if life.failure is not None:
         raise life.failure
     return life.exit_code
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """The signals that end a daemon, as they end other mounts: see fuse_set_signal_handlers(3).
+
+    SIGHUP, which a closing terminal sends, is left to nohup(1) if that ignores it.
+    """
+    found = [signal.SIGTERM, signal.SIGINT]
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [*found, signal.SIGHUP] if hangs_up else found
+
+
+def _survive_stray_signals() -> None:
+    """Do nothing on signals that have no meaning here, but would kill us, and leave a dead mount.
+
+    They are not ignored, because programs that we run would inherit that.
+    """
+    for number in _STRAY:
+        signal.signal(number, lambda _number, _frame: None)
 
 
 async def _hear(daemon: Daemon, signals: AsyncIterator[int], life: Life) -> None:

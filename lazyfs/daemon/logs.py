@@ -2,20 +2,22 @@
 
 import json
 import logging
-import logging.handlers
 import os
+import select
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from lazyfs.core.errors import LogError
 from lazyfs.core.options import EACH_REQUEST, DaemonOptions, LogOptions
 from lazyfs.core.texts import printable
+from lazyfs.daemon.logqueue import Descriptor, LogFile, QueuedHandler, Syslog
+from lazyfs.system.ownfiles import check_directory, make_directory
 
 _SYSLOG = Path("/dev/log")
+_TERMINAL = "lazyfs: %(message)s"
 _REMEMBERED = 50  # lines
 _REQUEST = "REQUEST"  # the level's name
 
@@ -47,33 +49,34 @@ class _Plain(logging.Formatter):
         return super().formatMessage(record)
 
 
-class _Syslog(logging.handlers.SysLogHandler):
-    """A handler that also knows our own level."""
-
-    priority_map: ClassVar = {**logging.handlers.SysLogHandler.priority_map, _REQUEST: "debug"}
-
-
 def terminal(options: LogOptions) -> logging.Handler:
-    """A handler for the user's terminal."""
-    return _formatted(logging.StreamHandler(sys.stderr), options, "lazyfs: %(message)s")
+    """A handler for the terminal of a command, which waits until its lines are taken."""
+    return _formatted(logging.StreamHandler(sys.stderr), options, _TERMINAL)
+
+
+def stderr(options: LogOptions) -> logging.Handler:
+    """A handler for the stderr of a daemon, which never waits."""
+    return _formatted(QueuedHandler(Descriptor(2)), options, _TERMINAL)
 
 
 def destination(daemon: DaemonOptions) -> logging.Handler:
     """A handler for a daemon's log destination while it serves.
 
     This is the file named by the user; else, in the foreground, the terminal; else syslog or the
-    journal; else ``lazyfs.log`` in the cache directory. Raises LogError.
+    journal; else ``lazyfs.log`` in the cache directory. It never waits. Raises LogError.
     """
     options = daemon.log
     if options.file is None and daemon.foreground:
-        return terminal(options)
+        return stderr(options)
     if options.file is None and _SYSLOG.exists():
-        syslog = _Syslog(os.fspath(_SYSLOG), _Syslog.LOG_DAEMON)
+        syslog = QueuedHandler(Syslog(_SYSLOG))
         return _formatted(syslog, options, f"lazyfs[{os.getpid()}]: %(message)s")
     path = options.file or daemon.cache.directory / "lazyfs.log"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        make_directory(path.parent)
+        if options.file is None:
+            check_directory(path.parent)
+        file = QueuedHandler(LogFile(path, named=options.file is not None))
     except OSError as error:
         raise LogError(
             f"the log file {path} cannot be written: {error.strerror}",
@@ -92,6 +95,26 @@ def use(handler: logging.Handler, level: int) -> None:
     root.setLevel(logging.WARNING)
     logging.addLevelName(EACH_REQUEST, _REQUEST)
     logging.getLogger("lazyfs").setLevel(level)
+
+
+def flush() -> None:
+    """Wait until what was logged is written, but not for long."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def stderr_takes_more() -> bool:
+    """Whether a line on stderr would not wait for a reader that sleeps, as in a full pipe."""
+    watch = select.poll()
+    watch.register(2, select.POLLOUT)
+    return bool(watch.poll(0))
+
+
+def reopen() -> None:
+    """Open the log's file anew, as after its rotation."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, QueuedHandler):
+            handler.reopen()
 
 
 class _Remembering(logging.Handler):

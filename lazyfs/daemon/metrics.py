@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lazyfs.core.texts import printable
 from lazyfs.daemon.client import Daemon
 
 _LABELS = ("where", "image", "url")
@@ -72,7 +73,7 @@ class _Images(Collector):
 
     def _filled(self, family: Any, meaning: _Meaning) -> Metric:
         for where, image in self._images:
-            labels = (where, image["name"], image["url"])
+            labels = tuple(map(printable, (where, image["name"], image["url"])))
             family.add_metric(labels, float(image[meaning.field]))
         metric: Metric = family
         return metric

@@ -23,6 +23,7 @@ from lazyfs.frontends.nbdserver import Export, NbdServer
 from lazyfs.frontends.nbdsockets import passed_sockets, tcp_sockets, unix_socket, uri
 from lazyfs.frontends.nbdtls import tls_context
 from lazyfs.images.image import Image
+from lazyfs.system.atomicfile import target_of, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,20 @@ def _listening(options: ServeOptions) -> Iterator[list[socket.socket]]:
         yield listeners
 
 
+def _pid_line() -> bytes:
+    return f"{os.getpid()}\n".encode()
+
+
+def _remove_pid_file(path: Path) -> None:
+    """Remove the file that we wrote; a device, or what somebody else has written, stays."""
+    with contextlib.suppress(OSError):
+        target = target_of(path)
+        if target.is_file() and target.read_bytes() == _pid_line():
+            target.unlink()
+
+
 class _Served(Daemon):
     """A server with its images."""
-
-    signals = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
     def __init__(
         self,
@@ -120,9 +131,9 @@ class _Served(Daemon):
         """Write the PID file, and print the URIs. Raises ServeError."""
         options = self._options
         if options.pid_file is not None:
-            life.closing.callback(options.pid_file.unlink, missing_ok=True)
+            life.closing.callback(_remove_pid_file, options.pid_file)
             try:
-                options.pid_file.write_text(f"{os.getpid()}\n")
+                write_whole(options.pid_file, _pid_line(), 0o666)
             except OSError as error:
                 raise ServeError(
                     f"{options.pid_file} cannot be written: {error.strerror}",

@@ -7,6 +7,7 @@ of another version is ignored.
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from lazyfs.formats import savedtree
 from lazyfs.formats.iso.catalog import read_tree
 from lazyfs.formats.tree import Tree
 from lazyfs.images.devicefile import DeviceFile
-from lazyfs.system.atomicfile import write_whole
+from lazyfs.system.atomicfile import write_own
+from lazyfs.system.ownfiles import open_own
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ async def _read_tree(device: Device, only: Collection[str] | None = None) -> Tre
 def _remembered(catalog_file: Path, identity: Identity) -> Tree | None:
     """The saved tree of exactly this version; None if there is none."""
     try:
-        with catalog_file.open("rb") as file:
+        with open(open_own(catalog_file, os.O_RDONLY), "rb") as file:
             if file.readline(4096) != _title(identity):
                 return None
             return savedtree.load(file.read(_LARGEST))
@@ -93,7 +95,7 @@ def _remembered(catalog_file: Path, identity: Identity) -> Tree | None:
 def _remember(catalog_file: Path, identity: Identity, tree: Tree) -> None:
     """Save the tree, atomically. A failure is logged only: the tree is then read again later."""
     try:
-        write_whole(catalog_file, _title(identity) + savedtree.dump(tree))
+        write_own(catalog_file, _title(identity) + savedtree.dump(tree))
     except OSError as error:
         log.info("%s cannot be written: %s", catalog_file, error.strerror)
 

@@ -210,6 +210,6 @@ def _output_error(path: Path, error: OSError) -> OutputError:
 def _reason(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
         return "a symbolic link, or something else that is no directory, is in the way"
-    if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+    if error.errno == errno.ENXIO:  # a FIFO without a reader
         return _IN_THE_WAY
     return error.strerror or str(error)

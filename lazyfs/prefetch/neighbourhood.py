@@ -79,10 +79,10 @@ class Neighbourhoods:
             if self._misses % PROBE_EVERY or most < SMALLEST:
                 return []
             window = SMALLEST
-        behind = window // BEHIND
+        behind = self._floor(window // BEHIND)
         start, stop = self._whole(span)
         found = [
-            Span(stop, min(self._size, stop + window - behind)),
+            Span(stop, min(self._size, stop + self._floor(window - behind))),
             Span(max(0, start - behind), start),
         ]
         self._note(found, span.start)
@@ -101,6 +101,9 @@ class Neighbourhoods:
         return Span(
             span.start - span.start % grain, min(self._size, -(-span.stop // grain) * grain)
         )
+
+    def _floor(self, length: int) -> int:
+        return length - length % self._grain
 
     def _region(self, offset: int) -> _Counts:
         if len(self._regions) > MOST_REGIONS:

@@ -14,15 +14,17 @@ the version: unknown fields must be ignored. docs/control.rst has all commands.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lazyfs.core.errors import ControlError
 
 VERSION = 1
 LONGEST = 1 << 20  # bytes of a line
 MOST_CELLS = 4096  # of a map
+_LARGEST = 1 << 63  # of all numbers: sizes in bytes, and seconds
 
 Fields = Mapping[str, Any]
+_Number = TypeVar("_Number", int, float)
 
 
 def asking(command: str, fields: Fields) -> bytes:
@@ -64,9 +66,25 @@ def _line(content: Fields) -> bytes:
     return json.dumps({"lazyfs": VERSION, **content}).encode() + b"\n"
 
 
+def _float(text: str) -> float:
+    """A number that can be computed with. Raises ValueError."""
+    return _bounded(float(text))
+
+
+def _int(text: str) -> int:
+    return _bounded(int(text))
+
+
+def _bounded(number: _Number) -> _Number:
+    if not abs(number) <= _LARGEST:  # NaN is neither smaller nor larger
+        raise ValueError("a number beyond all that is counted here")
+    return number
+
+
 def _content(line: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(line)
+        # What JSON has no words for, Python's decoder takes: NaN, Infinity.
+        content = json.loads(line, parse_float=_float, parse_int=_int, parse_constant=_float)
     except (ValueError, RecursionError) as error:
         raise ControlError(
             "this is no line of JSON", 'send lines like {"lazyfs": 1, "do": "status"}'

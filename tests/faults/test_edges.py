@@ -107,7 +107,7 @@ def small_disk(lab: Lab) -> Iterator[Path]:
     if not IS_ROOT:
         pytest.skip("only root can mount a tmpfs")
     lab.cache.mkdir()
-    run_well(["mount", "-t", "tmpfs", "-o", "size=6M", "lazyfs-test", lab.cache])
+    run_well(["mount", "-t", "tmpfs", "-o", "size=6M,mode=700", "lazyfs-test", lab.cache])
     try:
         yield lab.cache
     finally:
@@ -146,7 +146,7 @@ time.time_ns = lambda: int(time.time() * 1e9)
 """
 
 MAY_LOOK_AT_THE_CLOCK = {
-    "cache/places.py",  # notes when a cache was last in use
+    "cache/layout.py",  # notes when a cache was last in use
     "cli/cache.py",  # shows and judges that
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,3 +211,92 @@ def test_whatever_stands_in_a_file_is_used_or_refused(
         write(content.encode(errors="replace").decode())
         with contextlib.suppress(UsageError):
             mount()
+
+
+# Files that somebody else can have written
+
+
+def refusal(path: Path, why: str) -> str:
+    return f"the configuration {path} cannot be trusted: it {why}"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_file_that_others_may_write_to_is_refused(
+    write: Callable[[str], Path], mode: int
+) -> None:
+    file = write("timeout = 5\n")
+    file.chmod(mode)
+    with pytest.raises(UsageError) as caught:
+        mount()
+    assert caught.value.message == refusal(file, "can be written to by others")
+    assert caught.value.cure == (
+        "make it your own (chown, chmod go-w), or name another with LAZYFS_CONFIG"
+    )
+    file.chmod(0o644)
+    assert mount().timeout == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
+def test_a_file_of_somebody_else_is_refused(write: Callable[[str], Path]) -> None:
+    file = write('header-command = "touch /tmp/owned"\n')
+    os.chown(file, 54321, 54321)
+    with pytest.raises(UsageError) as caught:
+        mount()
+    assert caught.value.message == refusal(file, "belongs to another user (uid 54321)")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "endless"])
+def test_what_is_no_regular_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = tmp_path / "config"
+    if kind == "fifo":
+        os.mkfifo(file)
+    file = {"fifo": file, "device": Path("/dev/null"), "endless": Path("/dev/zero")}[kind]
+    monkeypatch.setenv("LAZYFS_CONFIG", str(file))
+    with pytest.raises(UsageError) as caught:
+        mount()
+    assert caught.value.message == f"the configuration {file} is no regular file"
+    assert caught.value.cure == "name another with LAZYFS_CONFIG"
+
+
+def test_a_file_that_is_too_long_is_refused(write: Callable[[str], Path]) -> None:
+    file = write("#" * (1 << 20))
+    mount()
+    file.write_text("#" * (1 << 20) + "\n")
+    with pytest.raises(UsageError, match="is too long for a configuration") as caught:
+        mount()
+    assert caught.value.cure == "name another with LAZYFS_CONFIG"
+
+
+def test_a_link_to_ones_own_file_is_followed(write: Callable[[str], Path], tmp_path: Path) -> None:
+    write("timeout = 5\n").rename(tmp_path / "kept elsewhere")
+    (tmp_path / "lazyfs/config").symlink_to(tmp_path / "kept elsewhere")
+    assert mount().timeout == 5
+
+
+@pytest.mark.parametrize(
+    "message", ["XDG_CONFIG_HOME is no absolute path", "HOME is no absolute path"]
+)
+def test_a_relative_home_is_refused(
+    write: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+) -> None:
+    """It would be read from the directory that lazyfs is started in."""
+    write("timeout = 5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv(message.split()[0], ".")
+    with pytest.raises(UsageError) as caught:
+        mount()
+    assert caught.value.message == message
+    assert caught.value.cure == "set it to one that begins with /"
+
+
+def test_a_user_without_a_home_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv(configfile.INSTEAD, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
+    assert configfile.files() == [configfile.SYSTEM]

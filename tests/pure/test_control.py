@@ -10,7 +10,7 @@ from lazyfs.core.errors import ControlError
 from lazyfs.protocols import control
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
+    st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 63) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -45,6 +45,12 @@ def test_a_refusal_arrives_with_its_words(message: str, cure: str) -> None:
         (b"GET / HTTP/1.1\r\n", "no line of JSON"),
         (b"\xff\xfe\n", "no line of JSON"),
         (b"[" * 100_000, "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": NaN}}', "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": -Infinity}}', "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": 1e999}}', "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": 1e300}}', "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": 9223372036854775809}}', "no line of JSON"),
+        (b'{"lazyfs": 1, "do": "status", "ok": {"size": %s}}' % (b"9" * 5000), "no line of JSON"),
         (b"[]\n", "does not speak version 1"),
         (b'{"do": "status"}\n', "does not speak version 1"),
         (b'{"lazyfs": 2, "do": "status", "ok": {}}\n', "does not speak version 1"),

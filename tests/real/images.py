@@ -265,6 +265,6 @@ def _partition(path: Path, filesystems: Sequence[Path]) -> None:
     script = path.with_suffix(".sfdisk")
     script.write_text("\n".join(lines) + "\n")
     with open(script) as stdin:
-        subprocess.run(
-            [need_tool("sfdisk", "fdisk"), "--quiet", "--wipe-partitions", "never", path], stdin=stdin, check=True, timeout=60
-        )
+        tool = need_tool("sfdisk", "fdisk")
+        command = [tool, "--quiet", "--wipe-partitions", "never", path]
+        subprocess.run(command, stdin=stdin, check=True, timeout=60)

@@ -43,7 +43,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     """Where the demo makes its directory; in the end nothing may be left of it anywhere."""
     place = tmp_path / "scratch"
     place.mkdir()
-    place.chmod(0o777)
+    place.chmod(0o1777)
     yield place
     assert list(place.iterdir()) == []
     assert str(place) not in Path("/proc/self/mountinfo").read_text()

@@ -270,9 +270,9 @@ def test_a_mount_ends_in_the_middle_of_its_preload(server: Nginx, lab: Lab) -> N
 
 
 def test_who_reads_does_not_wait_for_the_preload(server: Nginx, lab: Lab, catalog: Catalog) -> None:
-    """At 200 KiB/s and connection, the preload would take half a minute."""
+    """At 60 KiB/s and connection, the preload would take minutes."""
     server.stop()
-    server.rate = 200 * KIB
+    server.rate = 60 * KIB
     server.start()
     words = ["--preload", "pool", "--preload", "docs", "--preload", "live"]
     with lab.mounted(*words, server.url("live.iso"), troubled=True) as mounted:

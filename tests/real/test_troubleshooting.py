@@ -199,6 +199,12 @@ def cache_unusable(scene: Scene) -> str:
     return scene.fails()
 
 
+def cache_of_others(scene: Scene) -> str:
+    scene.lab.cache.mkdir()
+    scene.lab.cache.chmod(0o777)
+    return scene.fails()
+
+
 def kept_version(scene: Scene) -> str:
     scene.use_once()
     scene.image.etag = '"v2"'
@@ -357,6 +363,7 @@ PROVOCATIONS: dict[str, Provocation] = {
     "no-fuse": no_fuse,
     "cache-in-use": cache_in_use,
     "cache-unusable": cache_unusable,
+    "cache-of-others": cache_of_others,
     "kept-version": kept_version,
     "from-the-cache": from_the_cache,
     "no-validator": no_validator,

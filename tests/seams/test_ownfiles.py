@@ -114,3 +114,11 @@ def test_a_new_file_is_ours_alone(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_directory_that_is_sticky_is_accepted_as_a_new_tmpfs_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    check_directory(tmp_path)
+    tmp_path.chmod(0o777)
+    with pytest.raises(OSError, match="can be written to by others"):
+        check_directory(tmp_path)

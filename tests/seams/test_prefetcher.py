@@ -56,7 +56,7 @@ async def test_neighbourhood_of_a_miss_is_hinted_in_whole_blocks_without_the_mis
     below = Missing(noise(2000 * KIB), 400 * KIB)
     prefetcher = Prefetcher(below, ReadAheadLimit(), Prefetch.AUTO, 32 * KIB)
     await prefetcher.read(1000 * KIB, 10)
-    assert below.hints == [(1024 * KIB, 450 * KIB), (842 * KIB, 150 * KIB)]
+    assert below.hints == [(1024 * KIB, 448 * KIB), (864 * KIB, 128 * KIB)]
 
 
 @pytest.mark.parametrize(

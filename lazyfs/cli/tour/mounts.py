@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import lazyfs
 from lazyfs.core.errors import LazyfsError, MountError
 from lazyfs.formats.tree import Extent
 from lazyfs.system import programs
@@ -22,14 +23,17 @@ from lazyfs.system.mountinfo import mount_on
 _LIMIT = 60.0  # seconds that a program of the system may take
 _END_LIMIT = 20.0  # seconds that an unmounted daemon may take to save its cache
 _LOOK_EVERY = 0.1  # seconds
+# The same lazyfs, wherever it is. With -m alone, it would be looked for in the current directory.
+_CODE = "import sys; sys.path.append({!r}); from lazyfs.cli.main import main; sys.exit(main())"
+_PLACE = os.fspath(Path(lazyfs.__file__).resolve().parents[1])
+_OURSELVES: list[str | Path] = [sys.executable, "-P", "-c", _CODE.format(_PLACE)]
 _ATTEMPTS = 5  # to get a loop device, since others may take it first
 
 
 @contextmanager
 def lazyfs_mounted(url: str, mountpoint: Path, cache: Path, log_file: Path) -> Iterator[None]:
     """``lazyfs URL MOUNTPOINT``, as typed by a user; unmounted at the end. Raises LazyfsError."""
-    command: list[str | Path] = [sys.executable, "-m", "lazyfs", url, mountpoint]
-    command += ["--cache-dir", cache, "--log-file", log_file]
+    command = [*_OURSELVES, url, mountpoint, "--cache-dir", cache, "--log-file", log_file]
     # Launcher and daemon inherit one end of a pipe, which is thus open as long as they live.
     ours, theirs = os.pipe()
     with open(ours, "rb") as life:
