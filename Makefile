@@ -40,7 +40,8 @@ test: packages-test packages-guest packages-debian check
 	@$(BIN)/python -m pytest $(ARGS)
 
 quick: .venv/with-tests
-	@LAZYFS_HYPOTHESIS=quick $(BIN)/python -m pytest --quiet tests/pure tests/seams $(ARGS)
+	@PYTHONHASHSEED=0 LAZYFS_HYPOTHESIS=quick $(BIN)/python -m pytest --quiet -n 6 \
+		tests/pure tests/seams $(ARGS)
 
 test-guest: packages-test packages-guest packages-live .venv/with-tests
 	@LAZYFS_CAMPAIGN=long $(BIN)/python -m pytest tests/guest $(ARGS)
