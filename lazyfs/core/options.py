@@ -83,7 +83,7 @@ def format_size(size: int) -> str:
 
 
 class Prefetch(Enum):
-    """What is fetched that nobody has asked for, beside what the user names."""
+    """Prefetch beyond the preloads that the user names."""
 
     NONE = "none"  # nothing: not a byte beyond the blocks that were read
     METADATA = "metadata"  # read-ahead of sequential readers, and a filesystem's tables

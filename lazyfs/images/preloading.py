@@ -62,7 +62,7 @@ async def preload_metadata(image: Image) -> None:
     await image.prefetcher.used.wait()
     device = image.unrecorded
     try:
-        # What opening it has brought is looked at without a read: that would count as use.
+        # The bytes that came with the opening need no read, which would count as use.
         opening = b"" if image.layers else image.source.opening[: squashfs.SUPERBLOCK]
         superblock = opening or await device.read(0, squashfs.SUPERBLOCK)
         tables = squashfs.tables(superblock, device.identity.size)

@@ -1,4 +1,4 @@
-"""What to fetch around a miss, as far as it has been worth it lately. Pure.
+"""The neighbourhood of a miss: fetched along, as far as that has been worth it lately. Pure.
 
 Programs, directories and files that are used together lie together. A read that has to wait for the
 server costs a round trip whatever its length, and most of the link is idle meanwhile; so a miss

@@ -83,7 +83,7 @@ def _bounded(number: _Number) -> _Number:
 
 def _content(line: bytes) -> dict[str, Any]:
     try:
-        # What JSON has no words for, Python's decoder takes: NaN, Infinity.
+        # Python's decoder takes NaN and Infinity, which are no JSON.
         content = json.loads(line, parse_float=_float, parse_int=_int, parse_constant=_float)
     except (ValueError, RecursionError) as error:
         raise ControlError(

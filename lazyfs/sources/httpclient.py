@@ -87,7 +87,7 @@ class HttpClient:
         return self._origins[origin]
 
     def answer_limit(self, origin: address.Origin) -> AnswerLimit:
-        """What is known of this server's limit for an answer."""
+        """The longest answer of this server, as far as it is known."""
         return self._limits.setdefault(origin, AnswerLimit())
 
     def fields(self, url: str, home: str) -> Fields:

@@ -1,4 +1,4 @@
-"""What is learned of a server while it is used: which freedoms of HTTP it takes. Pure.
+"""Freedoms of HTTP that a server takes, learned while it is used. Pure.
 
 Requests may be sent together (RFC 9112 section 9.3.2), and are answered one after the other. Some
 servers and proxies answer only the first, and say nothing to the others; some close the connection.
