@@ -91,5 +91,6 @@ def test_of_a_terabyte_only_what_is_allocated_travels(lab: Lab, tmp_path: Path) 
         assert int(data) < 200 << 20
         run_well([need_tool("nbdcopy", "libnbd-bin"), server.uri, uri])  # it refuses other content
         local = [length for _, length, flags in map_of(server.uri, "lazyfs:cached") if flags]
-        assert sum(local) < 2 * int(data)
+        # Read-ahead and neighbourhoods reach into the holes, which do not travel.
+        assert sum(local) < 3 * int(data)
         assert server.peak_memory() < 200 << 20
