@@ -84,13 +84,18 @@ def test_without_that_the_cache_ends_with_the_run(lab: Lab, disk: Disk, tmp_path
 
 def test_of_a_terabyte_only_what_is_allocated_travels(lab: Lab, tmp_path: Path) -> None:
     """124 MB of data, in a terabyte of holes, are compared with what the server makes up."""
+    statistics = tmp_path / "statistics"
     sparse = ["sparse-random", "1T", "percent=0.01", "seed=1", "runlength=1048576"]
-    with nbdkit(tmp_path, *sparse) as uri, serving(lab, uri) as server:
+    counted = ["--filter=stats", *sparse, f"statsfile={statistics}"]
+    with nbdkit(tmp_path, *counted) as uri, serving(lab, uri) as server:
         said = run_well(["nbdinfo", "--map", "--totals", server.uri])
         (data,) = re.findall(r"^ *(\d+) .* data$", said, re.MULTILINE)
         assert int(data) < 200 << 20
         run_well([need_tool("nbdcopy", "libnbd-bin"), server.uri, uri])  # it refuses other content
         local = [length for _, length, flags in map_of(server.uri, "lazyfs:cached") if flags]
-        # Read-ahead and neighbourhoods reach into the holes, which do not travel.
+        # Read-ahead and neighbourhoods reach into the holes, which take room and do not travel.
         assert sum(local) < 3 * int(data)
         assert server.peak_memory() < 200 << 20
+    travelled = re.search(r"^read: .* s, ([\d.]+) MiB,", statistics.read_text(), re.MULTILINE)
+    assert travelled is not None
+    assert float(travelled[1]) * (1 << 20) < 1.01 * int(data)
