@@ -247,13 +247,6 @@ def test_a_device_keeps_the_contract(kind: Kind, anew: Anew, expected_log: Annou
 # Sources
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 @functools.cache
 def tls_context() -> ssl.SSLContext:
     return client_context(ServerOptions())

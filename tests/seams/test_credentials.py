@@ -22,13 +22,6 @@ CONTENT = noise(1 << 16)
 URL = "https://host/a.iso"
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 def sent(found: Credentials) -> list[tuple[str, str]]:
     return [field for field in found.fields(URL, URL) if field[0] != "User-Agent"]
 

@@ -51,22 +51,6 @@ LOGIN = f"{USER}:{PASSWORD}"
 BASIC = "Basic " + b64encode(LOGIN.encode()).decode()
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def patient_clock() -> MockClock:
-    """Jumps to the next deadline when for a fifth of a second nothing has come in.
-
-    On loopback what was sent is there at once, so nothing is jumped over that was on its way.
-    """
-    return MockClock(autojump_threshold=0.2)
-
-
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     async with serving(CONTENT) as server:

@@ -22,13 +22,6 @@ CONTENT = noise(1 << 20)
 RANGES = [(0, 1000), (500_000, 4096), (7, 65_536), (len(CONTENT) - 10, 10)]
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 @asynccontextmanager
 async def source_at(site: Site, *, first: int = 1, **options: Any) -> AsyncIterator[HttpSource]:
     client = HttpClient(ServerOptions(**options))

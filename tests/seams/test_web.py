@@ -39,19 +39,6 @@ PINNED = Identity(len(CONTENT), '"v1"')
 STALL, TIMEOUT = 15.0, 60.0  # seconds: the defaults
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def patient_clock() -> MockClock:
-    """Jumps to the next deadline when for a fifth of a second nothing has come in."""
-    return MockClock(autojump_threshold=0.2)
-
-
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     async with serving(CONTENT) as server:
